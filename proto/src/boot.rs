@@ -154,3 +154,10 @@ pub struct LineInfo {
     /// Signals of the domain's event that it sets.
     pub signals: u64,
 }
+
+/// Bytes of init's heap at [`HEAP_BASE`].
+pub const INIT_HEAP: u64 = 8 << 20;
+/// Bytes of init's stack below [`STACK_TOP`].
+pub const INIT_STACK: u64 = 256 << 10;
+/// Slots of init's capability table.
+pub const INIT_SLOTS: u64 = 4096;

@@ -1,0 +1,417 @@
+//! Running a guest with AMD SVM: entering, leaving, and keeping guests' processor state apart.
+//!
+//! The VMM decides the guest's registers and what is injected, through the state page; every field that
+//! could reach beyond the guest (intercepts, permission maps, nested table, ASID, EFER.SVME, interrupt
+//! masking) is set here and never copied. State that VMRUN does not switch (FPU, XCR0, DR0-DR3) stays in
+//! the processor until another vCPU runs; ring 3 cannot reach it because CR0.TS is set in the host.
+//! Sources: AMD64 APM vol. 2, chapter 15.
+
+use core::arch::{asm, global_asm, x86_64::__cpuid, x86_64::__cpuid_count};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use proto::abi::{Error, INTERRUPT_PENDING, VcpuState, groups, gpr};
+use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
+
+use super::paging::Ram;
+use super::vmcb::{self, Vmcb};
+use super::{halt, take_frames, this_cpu};
+use crate::cpu::Cpu;
+use crate::memory::Pfn;
+use crate::object::vcpu::Vcpu;
+use crate::object::vm::Vm;
+
+global_asm!(include_str!("guest.s"), options(att_syntax, raw));
+
+unsafe extern "C" {
+    fn guest_run(gprs: *mut u64, vmcb: u64, host_vmcb: u64);
+}
+
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_DISABLED: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+static AVAILABLE: AtomicBool = AtomicBool::new(false);
+/// Physical addresses of the I/O and MSR permission maps, and the mask of XCR0 (0: no XSAVE).
+static IO_MAP: AtomicU64 = AtomicU64::new(0);
+static MSR_MAP: AtomicU64 = AtomicU64::new(0);
+static XCR0_MASK: AtomicU64 = AtomicU64::new(0);
+
+/// Hardware virtualisation can be used.
+pub fn is_available() -> bool {
+    AVAILABLE.load(Ordering::Relaxed)
+}
+
+/// Enables SVM on this CPU where it exists, and makes the permission maps that all guests share.
+pub fn init(cpu: &'static Cpu, ram: &mut Ram<'_>) {
+    if __cpuid(0x8000_0000).eax < 0x8000_000a || __cpuid(0x8000_0001).ecx & 1 << 2 == 0 {
+        return;
+    }
+    let svm = __cpuid(0x8000_000a);
+    // SAFETY: the MSR exists where SVM does.
+    let is_disabled = unsafe { Msr::new(VM_CR).read() } & VM_CR_DISABLED != 0;
+    if svm.edx & 1 == 0 || is_disabled {
+        return;
+    }
+    let io_map = take_frames(ram, 3);
+    let msr_map = take_frames(ram, 2);
+    let host_save = take_frames(ram, 1);
+    let host_vmcb = take_frames(ram, 1);
+    // SAFETY: the frames were just taken; the maps intercept everything but what the VMCB holds.
+    unsafe {
+        core::ptr::write_bytes(io_map.direct() as *mut u8, 0xff, 3 * 4096);
+        let msrs = msr_map.direct() as *mut u8;
+        core::ptr::write_bytes(msrs, 0xff, 2 * 4096);
+        for msr in [
+            0x174u32, 0x175, 0x176, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100,
+            0xc000_0101, 0xc000_0102,
+        ] {
+            let (base, number) = if msr < 0x2000 { (0, msr) } else { (0x800, msr - 0xc000_0000) };
+            let byte = msrs.add(base + (number / 4) as usize);
+            *byte &= !(0b11 << (number % 4 * 2));
+        }
+        Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
+        Msr::new(VM_HSAVE_PA).write(host_save.phys().0);
+        asm!("vmsave rax", in("rax") host_vmcb.phys().0, options(nostack, preserves_flags));
+    }
+    IO_MAP.store(io_map.phys().0, Ordering::Relaxed);
+    MSR_MAP.store(msr_map.phys().0, Ordering::Relaxed);
+    cpu.arch.host_vmcb.set(host_vmcb.phys().0);
+    cpu.arch.asids.limit.set(svm.ebx.max(2));
+    if __cpuid(1).ecx & 1 << 26 != 0 {
+        let sizes = __cpuid_count(0xd, 0);
+        let all = u64::from(sizes.edx) << 32 | u64::from(sizes.eax);
+        // What does not fit the vCPU's save area (beyond AVX-512) is not offered to guests.
+        XCR0_MASK.store(if sizes.ecx <= 4096 { all } else { all & 0b111 }, Ordering::Relaxed);
+    }
+    AVAILABLE.store(true, Ordering::Relaxed);
+}
+
+/// Address space identifiers of a CPU: handed out in order; when they run out, everything is flushed and
+/// a new generation begins.
+#[derive(Debug)]
+pub struct AsidPool {
+    next: Cell<u32>,
+    limit: Cell<u32>,
+    generation: Cell<u64>,
+}
+
+impl AsidPool {
+    /// No ASID was given out.
+    pub const fn new() -> Self {
+        Self { next: Cell::new(1), limit: Cell::new(2), generation: Cell::new(1) }
+    }
+
+    /// A fresh ASID, its generation, and whether the TLB has to be flushed first.
+    fn take(&self) -> (u32, u64, bool) {
+        let mut must_flush = false;
+        if self.next.get() >= self.limit.get() {
+            self.next.set(1);
+            self.generation.set(self.generation.get() + 1);
+            must_flush = true;
+        }
+        let asid = self.next.replace(self.next.get() + 1);
+        (asid, self.generation.get(), must_flush)
+    }
+}
+
+impl Default for AsidPool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A vCPU's processor state.
+#[derive(Debug)]
+pub struct GuestContext {
+    vmcb: Pfn,
+    fpu: Pfn,
+    state: Pfn,
+    asid_generation: Cell<u64>,
+    unmaps_seen: Cell<u64>,
+    xcr0: Cell<u64>,
+    debug: [Cell<u64>; 4],
+}
+
+/// Why the guest was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The state page says it.
+    ForVmm,
+    /// A physical interrupt is pending; the guest can be entered again afterwards.
+    Interrupt,
+}
+
+impl GuestContext {
+    /// A vCPU in three zeroed frames (VMCB, FPU area, reserve) with its state page.
+    ///
+    /// # Errors
+    /// `NotSupported` without SVM.
+    pub fn new(frames: Pfn, state: Pfn, vm: &'static Vm) -> Result<Self, Error> {
+        if !is_available() {
+            return Err(Error::NotSupported);
+        }
+        let (vmcb_frame, fpu) = (frames, frames.offset(1));
+        // SAFETY: the frames were donated for this vCPU and are zero.
+        let block = unsafe { &mut *(vmcb_frame.direct() as *mut Vmcb) };
+        block.intercept_exceptions = vmcb::EXCEPTIONS;
+        block.intercept_misc1 = vmcb::MISC1;
+        block.intercept_misc2 = vmcb::MISC2;
+        block.iopm = IO_MAP.load(Ordering::Relaxed);
+        block.msrpm = MSR_MAP.load(Ordering::Relaxed);
+        block.nested_control = vmcb::NESTED_PAGING;
+        block.nested_cr3 = vm.space.root.phys().0;
+        // Reset values of x87 and SSE (FCW, MXCSR at 24).
+        // SAFETY: as above.
+        unsafe {
+            (fpu.direct() as *mut u16).write(0x37f);
+            ((fpu.direct() + 24) as *mut u32).write(0x1f80);
+        }
+        Ok(Self {
+            vmcb: vmcb_frame,
+            fpu,
+            state,
+            asid_generation: Cell::new(0),
+            unmaps_seen: Cell::new(0),
+            xcr0: Cell::new(1),
+            debug: [const { Cell::new(0) }; 4],
+        })
+    }
+
+    /// Before destruction: no CPU holds its state any more.
+    pub fn forget(&self) {
+        let owner = &this_cpu().arch.guest_state_of;
+        if owner.get().is_some_and(|vcpu| core::ptr::eq(&raw const vcpu.context, self)) {
+            owner.set(None);
+        }
+    }
+}
+
+/// Enters the guest once.
+#[inline]
+pub fn enter(vcpu: &'static Vcpu) -> Exit {
+    let cpu = this_cpu();
+    let context = &vcpu.context;
+    // SAFETY: the VMCB's frame is the kernel's, reached by one CPU at a time (`Vcpu::runner`).
+    let block = unsafe { &mut *(context.vmcb.direct() as *mut Vmcb) };
+    let state = context.state.direct() as *mut VcpuState;
+    if !cpu.arch.guest_state_of.get().is_some_and(|owner| core::ptr::eq(owner, vcpu)) {
+        switch_guest_state(cpu, vcpu);
+    }
+    let unmaps = vcpu.vm.get().map_or(0, |vm| vm.space.unmap_count.get());
+    block.tlb_control = 0;
+    if context.asid_generation.get() != cpu.arch.asids.generation.get() || context.unmaps_seen.get() != unmaps {
+        let (asid, generation, must_flush) = cpu.arch.asids.take();
+        block.asid = asid;
+        context.asid_generation.set(generation);
+        context.unmaps_seen.set(unmaps);
+        if must_flush {
+            block.tlb_control = vmcb::FLUSH_ALL;
+        }
+    }
+    // SAFETY: the state page is a frame pinned for this vCPU; its VMM may change it at any time, so every
+    // field is read once, volatile, and nothing is believed.
+    unsafe {
+        block.rax = (&raw const (*state).gprs[gpr::RAX]).read_volatile();
+        block.rsp = (&raw const (*state).gprs[gpr::RSP]).read_volatile();
+        block.rip = (&raw const (*state).rip).read_volatile();
+        block.rflags = (&raw const (*state).rflags).read_volatile();
+        let interrupt = (&raw const (*state).interrupt).read_volatile();
+        block.virtual_interrupt = virtual_interrupt(interrupt);
+        let inject = (&raw const (*state).inject).read_volatile();
+        block.inject = inject;
+        if inject != 0 {
+            (&raw mut (*state).inject).write_volatile(0);
+        }
+        let load = (&raw const (*state).load).read_volatile();
+        if load != 0 {
+            (&raw mut (*state).load).write_volatile(0);
+            load_groups(block, state, load);
+        }
+        guest_run(state.cast(), context.vmcb.phys().0, cpu.arch.host_vmcb.get());
+    }
+    leave(block, state)
+}
+
+/// Copies what the VMM may know of the exit.
+#[inline(always)]
+fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
+    // Upper half undefined on some implementations for VMEXIT_INVALID.
+    let code = block.exit_code & 0xffff_ffff;
+    // SAFETY: as in `enter`.
+    unsafe {
+        (&raw mut (*state).gprs[gpr::RAX]).write_volatile(block.rax);
+        (&raw mut (*state).gprs[gpr::RSP]).write_volatile(block.rsp);
+        (&raw mut (*state).rip).write_volatile(block.rip);
+        (&raw mut (*state).rflags).write_volatile(block.rflags);
+        let vector = (block.virtual_interrupt >> vmcb::V_VECTOR_SHIFT) as u32 & 0xff;
+        let pending = if block.virtual_interrupt & vmcb::V_IRQ != 0 { INTERRUPT_PENDING } else { 0 };
+        (&raw mut (*state).interrupt).write_volatile(vector | pending);
+        if matches!(code, vmcb::EXIT_INTR | vmcb::EXIT_NMI | vmcb::EXIT_SMI | vmcb::EXIT_INIT) {
+            // An event whose delivery the interrupt broke off is delivered at the next entry.
+            if block.exit_int_info & vmcb::EVENT_VALID != 0 {
+                (&raw mut (*state).inject).write_volatile(block.exit_int_info);
+            }
+            return Exit::Interrupt;
+        }
+        if code == vmcb::EXIT_MACHINE_CHECK {
+            halt(format_args!("machine check"));
+        }
+        (&raw mut (*state).exit_code).write_volatile(code);
+        (&raw mut (*state).exit_info1).write_volatile(block.exit_info1);
+        (&raw mut (*state).exit_info2).write_volatile(block.exit_info2);
+        (&raw mut (*state).exit_int_info).write_volatile(block.exit_int_info);
+        (&raw mut (*state).cr0).write_volatile(block.cr0);
+        (&raw mut (*state).cr2).write_volatile(block.cr2);
+        (&raw mut (*state).cr3).write_volatile(block.cr3);
+        (&raw mut (*state).cr4).write_volatile(block.cr4);
+        (&raw mut (*state).efer).write_volatile(block.efer & !vmcb::SVME);
+        (&raw mut (*state).cpl).write_volatile(u32::from(block.cpl));
+        (&raw mut (*state).cs_attributes)
+            .write_volatile(u32::from(block.segments[proto::abi::seg::CS].attributes));
+        (&raw mut (*state).interrupt_shadow).write_volatile((block.interrupt_shadow & 1) as u32);
+        let store = (&raw const (*state).store).read_volatile();
+        if store != 0 {
+            store_groups(block, state, store);
+        }
+    }
+    Exit::ForVmm
+}
+
+/// The virtual interrupt field for what the VMM wants delivered.
+#[inline(always)]
+fn virtual_interrupt(interrupt: u32) -> u64 {
+    let base = vmcb::V_INTR_MASKING | vmcb::V_IGNORE_TPR;
+    if interrupt & INTERRUPT_PENDING == 0 {
+        return base;
+    }
+    base | vmcb::V_IRQ | u64::from(interrupt & 0xff) << vmcb::V_VECTOR_SHIFT
+}
+
+/// Loads groups of fields that the VMM changed.
+///
+/// # Safety
+/// `state` is the vCPU's state page.
+unsafe fn load_groups(block: &mut Vmcb, state: *const VcpuState, load: u32) {
+    // SAFETY: the caller's; the copy is the kernel's own afterwards.
+    let state = unsafe { state.read_volatile() };
+    if load & groups::CONTROL != 0 {
+        block.cr0 = state.cr0;
+        block.cr2 = state.cr2;
+        block.cr3 = state.cr3;
+        block.cr4 = state.cr4;
+        block.efer = state.efer | vmcb::SVME;
+        block.dr6 = state.dr6;
+        block.dr7 = state.dr7;
+        block.cpl = (state.cpl & 3) as u8;
+    }
+    if load & groups::SEGMENTS != 0 {
+        block.segments = state.segments;
+        block.cpl = (state.cpl & 3) as u8;
+    }
+    if load & groups::MSRS != 0 {
+        block.star = state.star;
+        block.lstar = state.lstar;
+        block.cstar = state.cstar;
+        block.sfmask = state.sfmask;
+        block.kernel_gs_base = state.kernel_gs_base;
+        block.sysenter_cs = state.sysenter_cs;
+        block.sysenter_esp = state.sysenter_esp;
+        block.sysenter_eip = state.sysenter_eip;
+        block.pat = state.pat;
+    }
+    if load & groups::TSC != 0 {
+        block.tsc_offset = state.tsc_offset;
+    }
+}
+
+/// Stores groups of fields that the VMM wants to see.
+///
+/// # Safety
+/// `state` is the vCPU's state page.
+unsafe fn store_groups(block: &Vmcb, state: *mut VcpuState, store: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        if store & groups::CONTROL != 0 {
+            (&raw mut (*state).dr6).write_volatile(block.dr6);
+            (&raw mut (*state).dr7).write_volatile(block.dr7);
+        }
+        if store & groups::SEGMENTS != 0 {
+            (&raw mut (*state).segments).write_volatile(block.segments);
+        }
+        if store & groups::MSRS != 0 {
+            (&raw mut (*state).star).write_volatile(block.star);
+            (&raw mut (*state).lstar).write_volatile(block.lstar);
+            (&raw mut (*state).cstar).write_volatile(block.cstar);
+            (&raw mut (*state).sfmask).write_volatile(block.sfmask);
+            (&raw mut (*state).kernel_gs_base).write_volatile(block.kernel_gs_base);
+            (&raw mut (*state).sysenter_cs).write_volatile(block.sysenter_cs);
+            (&raw mut (*state).sysenter_esp).write_volatile(block.sysenter_esp);
+            (&raw mut (*state).sysenter_eip).write_volatile(block.sysenter_eip);
+        }
+    }
+}
+
+/// Exchanges the state that VMRUN does not switch: FPU, XCR0, DR0 to DR3.
+#[cold]
+fn switch_guest_state(cpu: &'static Cpu, to: &'static Vcpu) {
+    let from = cpu.arch.guest_state_of.replace(Some(to));
+    let mask = XCR0_MASK.load(Ordering::Relaxed);
+    // SAFETY: the areas are a frame each, owned by their vCPUs; TS is clear only in here, and nothing in
+    // here uses the FPU for itself.
+    unsafe {
+        asm!("clts", options(nostack));
+        if let Some(from) = from {
+            let context = &from.context;
+            if mask != 0 {
+                context.xcr0.set(xgetbv());
+                xsetbv(mask);
+                asm!("xsave64 [{}]", in(reg) context.fpu.direct(), in("eax") u32::MAX, in("edx") u32::MAX);
+            } else {
+                asm!("fxsave64 [{}]", in(reg) context.fpu.direct());
+            }
+            let [d0, d1, d2, d3] = read_debug_registers();
+            for (cell, value) in context.debug.iter().zip([d0, d1, d2, d3]) {
+                cell.set(value);
+            }
+        }
+        let context = &to.context;
+        if mask != 0 {
+            xsetbv(mask);
+            asm!("xrstor64 [{}]", in(reg) context.fpu.direct(), in("eax") u32::MAX, in("edx") u32::MAX);
+            xsetbv(context.xcr0.get());
+        } else {
+            asm!("fxrstor64 [{}]", in(reg) context.fpu.direct());
+        }
+        let [d0, d1, d2, d3] = &context.debug;
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) d0.get(), in(reg) d1.get(), in(reg) d2.get(), in(reg) d3.get());
+        asm!("mov {0}, cr0", "or {0}, 8", "mov cr0, {0}", out(reg) _, options(nostack));
+    }
+}
+
+fn read_debug_registers() -> [u64; 4] {
+    let [d0, d1, d2, d3]: [u64; 4];
+    // SAFETY: reading them has no effect.
+    unsafe {
+        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) d0, out(reg) d1, out(reg) d2, out(reg) d3, options(nomem, nostack));
+    }
+    [d0, d1, d2, d3]
+}
+
+fn xgetbv() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: CR4.OSXSAVE is set where this is called.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn xsetbv(value: u64) {
+    // SAFETY: the value is what the processor offers, or what a guest had set.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nomem, nostack));
+    }
+}
+
