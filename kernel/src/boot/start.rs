@@ -133,10 +133,10 @@ fn place_own(info: &BootInfo, frames: u64, taken: &[Region]) -> Option<Region> {
     for region in &info.ram {
         let mut end = region.end.min(1 << 32);
         loop {
-            let start = end.checked_sub(len)?;
-            if start < region.start.max(LOW_MEMORY) {
-                break;
-            }
+            let start = match end.checked_sub(len) {
+                Some(start) if start >= region.start.max(LOW_MEMORY) => start,
+                _ => break,
+            };
             match taken.iter().find(|other| other.start < end && start < other.end) {
                 Some(other) => end = other.start,
                 None => return Some(Region { start, end }),

@@ -24,7 +24,7 @@ struct Entry {
 
 /// Changed only with the tree lock held.
 static SPACES: Shared<[Entry; SPACES_MAX]> = Shared(
-    [const { Entry { space: Cell::new(None), generation: Cell::new(1), next_free: Cell::new(0) } }; SPACES_MAX],
+    [const { Entry { space: Cell::new(None), generation: Cell::new(0), next_free: Cell::new(0) } }; SPACES_MAX],
 );
 /// First free entry + 1 of those given back, and how many were ever used. Tree lock.
 static FREE: Shared<(Cell<u32>, Cell<u32>)> = Shared((Cell::new(0), Cell::new(0)));
@@ -133,7 +133,7 @@ impl Space {
         let Some(index) = (self.identity.get() as u32).checked_sub(1) else { return };
         let entry = &SPACES.0[index as usize];
         entry.space.set(None);
-        entry.generation.set(entry.generation.get().wrapping_add(1).max(1));
+        entry.generation.set(entry.generation.get().wrapping_add(1));
         entry.next_free.set(FREE.0.0.replace(index + 1));
         self.identity.set(0);
     }

@@ -28,9 +28,9 @@ unsafe extern "C" {
     fn syscall_entry();
     fn interrupt_stubs();
     #[link_name = "return_from_syscall"]
-    fn asm_return_from_syscall(thread: &'static Thread) -> !;
+    fn asm_return_from_syscall(thread: *const ()) -> !;
     #[link_name = "return_from_interrupt"]
-    fn asm_return_from_interrupt(thread: &'static Thread) -> !;
+    fn asm_return_from_interrupt(thread: *const ()) -> !;
     #[link_name = "continue_vcpu"]
     fn asm_continue_vcpu() -> !;
 }
@@ -44,13 +44,13 @@ pub fn stub(vector: u64) -> VirtAddr {
 #[inline(always)]
 pub fn return_from_syscall(thread: &'static Thread) -> ! {
     // SAFETY: the thread is current, its context is loaded, its saved registers are of a system call.
-    unsafe { asm_return_from_syscall(thread) }
+    unsafe { asm_return_from_syscall(core::ptr::from_ref(thread).cast()) }
 }
 
 /// Leaves the kernel for a thread that was interrupted.
 pub fn return_from_interrupt(thread: &'static Thread) -> ! {
     // SAFETY: the thread is current, its context is loaded, all of its registers are saved.
-    unsafe { asm_return_from_interrupt(thread) }
+    unsafe { asm_return_from_interrupt(core::ptr::from_ref(thread).cast()) }
 }
 
 /// Goes on with the `vcpu_run` of a thread.
