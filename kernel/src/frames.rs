@@ -85,18 +85,11 @@ pub fn merge(low: &'static Cap, high: &'static Cap) -> Result<(), Error> {
     Ok(())
 }
 
-/// Maps a run, from frame `progress` on. Answers `Ok(None)` when done, else how far it got.
+/// Checks a mapping of a run that begins.
 ///
 /// # Errors
-/// `Busy` (donated), `IsMapped`, `NoRight`, `BadArgument` (alignment, range), `NoMemory`, `AddressInUse`
-/// (then nothing stays mapped).
-pub fn map(
-    cap: &'static Cap,
-    space: &'static Space,
-    address: u64,
-    flags: u64,
-    progress: u64,
-) -> Result<Option<u64>, Error> {
+/// `Busy` (donated), `IsMapped`, `NoRight`, `BadArgument` (alignment, range).
+pub fn expect_mappable(cap: &Cap, space: &Space, address: u64, flags: u64) -> Result<(), Error> {
     cap.expect(ObjectType::Frames, flags & (rights::READ | rights::WRITE | rights::EXECUTE))?;
     if cap.has(DONATED) {
         return Err(Error::Busy);
@@ -110,10 +103,26 @@ pub fn map(
     if !address.is_multiple_of(PAGE_SIZE) || end > limit || flags & map::READ == 0 || flags > 15 {
         return Err(Error::BadArgument);
     }
-    let is_same = cap.space.get() == space.reference().raw() && cap.aux.get() == address;
-    if is_mapped(cap) && !(progress > 0 && is_same) {
-        return Err(Error::IsMapped);
-    }
+    if is_mapped(cap) { Err(Error::IsMapped) } else { Ok(()) }
+}
+
+/// It is mapped, perhaps in part, exactly there.
+pub fn is_mapped_at(cap: &Cap, space: &Space, address: u64) -> bool {
+    is_mapped(cap) && cap.space.get() == space.reference().raw() && cap.aux.get() == address
+}
+
+/// Maps a run that may be mapped, from frame `progress` on. Answers `Ok(None)` when done, else how far it got.
+///
+/// # Errors
+/// `NoMemory`, `AddressInUse`: the caller has to unmap what was mapped so far.
+pub fn map(
+    cap: &'static Cap,
+    space: &'static Space,
+    address: u64,
+    flags: u64,
+    progress: u64,
+) -> Result<Option<u64>, Error> {
+    let count = u64::from(cap.count.get());
     let device = if cap.has(DEVICE) { map::UNCACHED } else { 0 };
     let bits = leaf_flags(flags | device);
     let tables = space.tables();
@@ -125,17 +134,7 @@ pub fn map(
             break;
         }
         let at = address + (done << PAGE_SHIFT);
-        match tables.map_step(at, Pfn(cap.base.get()).offset(done), count - done, bits) {
-            Ok(frames) => done += frames,
-            Err(error) => {
-                // What is mapped so far is small enough to be undone at once when nothing was done before
-                // this call, and is undone by `unmap` otherwise.
-                while let Some(more) = unmap(cap, 0)? {
-                    let _ = more;
-                }
-                return Err(error);
-            }
-        }
+        done += tables.map_step(at, Pfn(cap.base.get()).offset(done), count - done, bits)?;
     }
     if space.kind == SpaceKind::Vm {
         // A leaf may have been replaced.

@@ -17,5 +17,7 @@ pub mod page_table;
 pub mod schedule;
 pub mod syscall;
 #[cfg(test)]
+mod syscall_tests;
+#[cfg(test)]
 mod testing;
 pub mod timer;

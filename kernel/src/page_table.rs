@@ -251,7 +251,8 @@ mod tests {
     fn map_all(table: &PageTable<'_>, virt: u64, pfn: u64, count: u64) -> Result<(), Error> {
         let mut done = 0;
         while done < count {
-            done += table.map_step(virt + (done << PAGE_SHIFT), Pfn(pfn + done), count - done, leaf_flags(3))?;
+            done +=
+                table.map_step(virt + (done << PAGE_SHIFT), Pfn(pfn + done), count - done, leaf_flags(3))?;
         }
         Ok(())
     }

@@ -486,12 +486,11 @@ fn after_destruction(caller: &'static Thread) -> Answer {
 /// How far the same call got before, if the caller repeats it at once.
 fn progress(caller: &Thread, call: u64, number: u64) -> u64 {
     let is_same = caller.progress[0].get() == call && caller.progress[1].get() == number;
-    let progress = if is_same { caller.progress[2].get() } else { 0 };
-    caller.progress[0].set(0);
-    progress
+    if is_same { caller.progress[2].get() } else { 0 }
 }
 
 fn keep_progress(caller: &Thread, call: u64, number: u64, done: Option<u64>) -> Answer {
+    caller.progress[0].set(0);
     match done {
         None => DONE,
         Some(done) => {
@@ -503,8 +502,9 @@ fn keep_progress(caller: &Thread, call: u64, number: u64, done: Option<u64>) -> 
     }
 }
 
-const CALL_MAP: u64 = 24;
-const CALL_UNMAP: u64 = 25;
+const CALL_MAP: u64 = 1;
+const CALL_UNMAP: u64 = 2;
+const CALL_UNDO_MAP: u64 = 3;
 
 /// `CapMap`.
 pub fn cap_map(caller: &'static Thread, number: u64, space: u64, address: u64, flags: u64) -> Answer {
@@ -522,8 +522,24 @@ pub fn cap_map(caller: &'static Thread, number: u64, space: u64, address: u64, f
         return DONE;
     }
     let space = if space == 0 { &caller.domain.space } else { space_of(slot(caller, space)?)? };
-    let done = frames::map(cap, space, address, flags, progress(caller, CALL_MAP, number))?;
-    keep_progress(caller, CALL_MAP, number, done)
+    let [undo, at] = [CALL_UNDO_MAP, CALL_MAP].map(|call| progress(caller, call, number));
+    let is_going_on = (undo > 0 || at > 0) && frames::is_mapped_at(cap, space, address);
+    if !is_going_on {
+        frames::expect_mappable(cap, space, address, flags)?;
+    }
+    let (error, undone) = if is_going_on && undo > 0 {
+        (Error::try_from(undo >> 32).unwrap_or(Error::NoMemory), undo & 0xffff_ffff)
+    } else {
+        match frames::map(cap, space, address, flags, if is_going_on { at } else { 0 }) {
+            Ok(done) => return keep_progress(caller, CALL_MAP, number, done),
+            Err(error) => (error, 0),
+        }
+    };
+    // It cannot be mapped: what was mapped goes again, in as many calls as it takes.
+    match frames::unmap(cap, undone)? {
+        None => Err(error),
+        Some(done) => keep_progress(caller, CALL_UNDO_MAP, number, Some((error as u64) << 32 | done)),
+    }
 }
 
 /// `CapUnmap`.

@@ -14,8 +14,7 @@ use crate::syscall::{self, Answer, Outcome};
 /// `count` fresh zeroed frames whose first frame number is a multiple of `align`.
 #[expect(unsafe_code, reason = "test memory")]
 pub fn frames(count: u64, align: u64) -> Pfn {
-    let layout =
-        Layout::from_size_align((count * PAGE_SIZE) as usize, (align * PAGE_SIZE) as usize).unwrap();
+    let layout = Layout::from_size_align((count * PAGE_SIZE) as usize, (align * PAGE_SIZE) as usize).unwrap();
     // SAFETY: the layout is not empty.
     let memory = unsafe { alloc_zeroed(layout) };
     assert!(!memory.is_null());
@@ -26,8 +25,6 @@ pub fn frames(count: u64, align: u64) -> Pfn {
 pub struct World {
     /// Its only thread, current on this test's CPU.
     pub thread: &'static Thread,
-    /// First frame of the RAM.
-    pub ram: Pfn,
 }
 
 /// Frames in slot 16 of a fresh world.
@@ -43,6 +40,7 @@ impl World {
         let thread: &'static Thread = Box::leak(Box::new(Thread::new(domain)));
         thread.priority.set(10);
         thread.register(None);
+        thread.state.set(proto::abi::ThreadState::Running);
         let ram = frames(RAM_FRAMES, 512);
         syscall::boot_frames(domain.slot(16).unwrap(), ram, RAM_FRAMES as u32, false);
         domain.slot(1).unwrap().fill_root(
@@ -52,7 +50,7 @@ impl World {
             rights::ALL,
         );
         cpu::this().current.set(Some(thread));
-        Self { thread, ram }
+        Self { thread }
     }
 
     /// A capability of the world's domain.

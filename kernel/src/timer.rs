@@ -26,12 +26,7 @@ impl Default for TimerNode {
 impl TimerNode {
     /// Not armed.
     pub const fn new() -> Self {
-        Self {
-            deadline: Cell::new(0),
-            signals: Cell::new(0),
-            prev: Cell::new(None),
-            next: Cell::new(None),
-        }
+        Self { deadline: Cell::new(0), signals: Cell::new(0), prev: Cell::new(None), next: Cell::new(None) }
     }
 
     /// Signals to set when it fires.

@@ -105,8 +105,7 @@ pub fn parse_multiboot2(memory: &impl Memory, at: u64) -> Option<BootInfo> {
             0 => break,
             1 => copy_text(memory, tag + 8, &mut info.cmdline),
             3 if info.bundle == Region::default() => {
-                info.bundle =
-                    Region { start: memory.u32(tag + 8).into(), end: memory.u32(tag + 12).into() };
+                info.bundle = Region { start: memory.u32(tag + 8).into(), end: memory.u32(tag + 12).into() };
             }
             6 => {
                 let step = u64::from(memory.u32(tag + 8)).max(24);
@@ -180,9 +179,10 @@ mod tests {
         put(&mut m, 0x100, &0x7000u64.to_le_bytes());
         put(&mut m, 0x108, &0x123u64.to_le_bytes());
         put(&mut m, 0x180, b"debug-exit\0");
-        for (n, (start, len, kind)) in [(0x10_0000u64, 0x20_0800u64, 1u32), (0, 0x9_fc00, 1), (0xf000_0000, 0x1000, 2)]
-            .into_iter()
-            .enumerate()
+        for (n, (start, len, kind)) in
+            [(0x10_0000u64, 0x20_0800u64, 1u32), (0, 0x9_fc00, 1), (0xf000_0000, 0x1000, 2)]
+                .into_iter()
+                .enumerate()
         {
             put(&mut m, 0x200 + 24 * n, &start.to_le_bytes());
             put(&mut m, 0x208 + 24 * n, &len.to_le_bytes());

@@ -6,8 +6,8 @@ use core::arch::global_asm;
 
 use proto::abi::{MSI_ADDRESS, ObjectType, PAGE_SHIFT, PAGE_SIZE, Slot, init_slots, map, rights};
 use proto::boot::{
-    BUNDLE_BASE, HEAP_BASE, INFO_BASE, INIT_HEAP, INIT_MAGIC, INIT_SLOTS, INIT_STACK, InitInfo, RUNS_MAX, Run,
-    STACK_TOP, run_kind,
+    BUNDLE_BASE, HEAP_BASE, INFO_BASE, INIT_HEAP, INIT_MAGIC, INIT_SLOTS, INIT_STACK, InitInfo, RUNS_MAX,
+    Run, STACK_TOP, run_kind,
 };
 use proto::bundle;
 
@@ -62,7 +62,9 @@ extern "C" fn kernel_start(magic: u32, info: u32, boot_tsc: u64) -> ! {
 fn run(info: &BootInfo, boot_tsc: u64) -> ! {
     let bundle = info.bundle;
     if bundle.end <= bundle.start || !bundle.start.is_multiple_of(PAGE_SIZE) || bundle.end > 1 << 32 {
-        arch::halt(format_args!("no boot bundle below 4 GiB on a page boundary: pass it as the first module"));
+        arch::halt(format_args!(
+            "no boot bundle below 4 GiB on a page boundary: pass it as the first module"
+        ));
     }
     let header = read_header(bundle);
     let bundle_pages = Region { start: bundle.start, end: bundle.end.next_multiple_of(PAGE_SIZE) };
@@ -191,7 +193,9 @@ impl Init {
             let first = self.map_fresh(ram, segment.addr, segment.memory_len, segment.flags);
             let from = HostPhys(bundle.start + segment.offset).direct() as *const u8;
             // SAFETY: the bundle is RAM in the direct map and the range was checked; the target is fresh.
-            unsafe { core::ptr::copy_nonoverlapping(from, first.direct() as *mut u8, segment.file_len as usize) };
+            unsafe {
+                core::ptr::copy_nonoverlapping(from, first.direct() as *mut u8, segment.file_len as usize)
+            };
         }
         let flags = map::READ | map::WRITE;
         self.map_fresh(ram, STACK_TOP - INIT_STACK, INIT_STACK, flags);
@@ -224,7 +228,11 @@ impl Init {
         for region in &info.ram {
             let mut at = region.start.max(LOW_MEMORY);
             while at < region.end {
-                match taken.iter().filter(|other| other.end > at && other.start < region.end).min_by_key(|o| o.start) {
+                match taken
+                    .iter()
+                    .filter(|other| other.end > at && other.start < region.end)
+                    .min_by_key(|o| o.start)
+                {
                     Some(other) => {
                         if other.start > at {
                             give(Region { start: at, end: other.start }, run_kind::RAM);

@@ -43,6 +43,8 @@ impl EnabledPorts {
 
     /// First port and count of each enabled range.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.ranges.iter().filter_map(|range| range.get().map(|cap| (cap.base.get(), u64::from(cap.count.get()))))
+        self.ranges
+            .iter()
+            .filter_map(|range| range.get().map(|cap| (cap.base.get(), u64::from(cap.count.get()))))
     }
 }

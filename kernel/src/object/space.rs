@@ -24,7 +24,8 @@ struct Entry {
 
 /// Changed only with the tree lock held.
 static SPACES: Shared<[Entry; SPACES_MAX]> = Shared(
-    [const { Entry { space: Cell::new(None), generation: Cell::new(0), next_free: Cell::new(0) } }; SPACES_MAX],
+    [const { Entry { space: Cell::new(None), generation: Cell::new(0), next_free: Cell::new(0) } };
+        SPACES_MAX],
 );
 /// First free entry + 1 of those given back, and how many were ever used. Tree lock.
 static FREE: Shared<(Cell<u32>, Cell<u32>)> = Shared((Cell::new(0), Cell::new(0)));

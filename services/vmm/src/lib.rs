@@ -1,1 +1,36 @@
-//! placeholder
+//! One guest's virtual machine monitor.
+//!
+//! The whole Xen PVH interface of a guest lives here, in a domain of its own: a bug harms that guest
+//! alone. Exits are handled by functions over plain values ([`machine`], [`exit`], [`hypercall`]); the
+//! guest's rings are translated to the native channels of console, store, blkback and netback. The
+//! binary adds the main loop. Source of the interface's facts: Xen's public headers and docs/misc/pvh.
+#![no_std]
+
+extern crate alloc;
+
+pub mod apic;
+pub mod backend;
+pub mod blk;
+pub mod clock;
+pub mod console;
+pub mod cpuid;
+pub mod devices;
+pub mod entry;
+pub mod errno;
+pub mod events;
+pub mod exit;
+pub mod front_ring;
+pub mod grants;
+pub mod hypercall;
+pub mod inject;
+pub mod limiter;
+pub mod loader;
+pub mod machine;
+pub mod memory;
+pub mod msr;
+pub mod net;
+pub mod ports;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod walk;

@@ -10,7 +10,7 @@ use core::arch::{asm, global_asm, x86_64::__cpuid, x86_64::__cpuid_count};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use proto::abi::{Error, INTERRUPT_PENDING, VcpuState, groups, gpr};
+use proto::abi::{Error, INTERRUPT_PENDING, VcpuState, gpr, groups};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
 use super::paging::Ram;
@@ -63,8 +63,16 @@ pub fn init(cpu: &'static Cpu, ram: &mut Ram<'_>) {
         let msrs = msr_map.direct() as *mut u8;
         core::ptr::write_bytes(msrs, 0xff, 2 * 4096);
         for msr in [
-            0x174u32, 0x175, 0x176, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100,
-            0xc000_0101, 0xc000_0102,
+            0x174u32,
+            0x175,
+            0x176,
+            0xc000_0081,
+            0xc000_0082,
+            0xc000_0083,
+            0xc000_0084,
+            0xc000_0100,
+            0xc000_0101,
+            0xc000_0102,
         ] {
             let (base, number) = if msr < 0x2000 { (0, msr) } else { (0x800, msr - 0xc000_0000) };
             let byte = msrs.add(base + (number / 4) as usize);
@@ -200,7 +208,8 @@ pub fn enter(vcpu: &'static Vcpu) -> Exit {
     }
     let unmaps = vcpu.vm.get().map_or(0, |vm| vm.space.unmap_count.get());
     block.tlb_control = 0;
-    if context.asid_generation.get() != cpu.arch.asids.generation.get() || context.unmaps_seen.get() != unmaps {
+    if context.asid_generation.get() != cpu.arch.asids.generation.get() || context.unmaps_seen.get() != unmaps
+    {
         let (asid, generation, must_flush) = cpu.arch.asids.take();
         block.asid = asid;
         context.asid_generation.set(generation);
@@ -414,4 +423,3 @@ fn xsetbv(value: u64) {
             options(nomem, nostack));
     }
 }
-

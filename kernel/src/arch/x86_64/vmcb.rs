@@ -81,16 +81,8 @@ const _: () = {
 };
 
 /// `intercept_misc1`: INTR, NMI, SMI, INIT, RDPMC, CPUID, INVD, HLT, INVLPGA, IOIO, MSR, task switch, SHUTDOWN.
-pub const MISC1: u32 = 0b1111
-    | 1 << 15
-    | 1 << 18
-    | 1 << 22
-    | 1 << 24
-    | 1 << 26
-    | 1 << 27
-    | 1 << 28
-    | 1 << 29
-    | 1 << 31;
+pub const MISC1: u32 =
+    0b1111 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;
 /// `intercept_misc2`: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT, XSETBV.
 pub const MISC2: u32 = 0b111_1111 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13;
 /// Machine checks belong to the host.

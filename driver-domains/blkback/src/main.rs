@@ -1,0 +1,146 @@
+//! The block backend's domain: virtio-blk functions, supervise channel, one blk channel per virtual disk.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod device;
+
+use alloc::vec::Vec;
+
+use blkback::{Attachment, Backend, Client, Disk, Gone};
+use proto::blk::{Blk, Request, Response};
+use proto::channel::{ChannelInfo, ChannelKind};
+use proto::supervise;
+use rt::channel::Server;
+use rt::supervise::Supervisor;
+use rt::time::Clock;
+use virtio_domain::hal;
+
+use device::VirtioDisk;
+
+rt::entry!(main);
+
+/// A VMM's ring.
+struct Ring(Server<Blk>);
+
+impl Client for Ring {
+    fn receive(&mut self) -> Result<Option<Request>, Gone> {
+        self.0.receive().map_err(|error| {
+            log::warn!("blk channel of {}: {error}", self.0.info().peer_name);
+            Gone
+        })
+    }
+
+    fn answer(&mut self, response: &Response) -> Result<(), Gone> {
+        self.0.send(response).map_err(|error| {
+            log::warn!("blk channel of {}: {error}", self.0.info().peer_name);
+            Gone
+        })
+    }
+}
+
+type Disks = Backend<Ring, VirtioDisk>;
+
+fn main(env: rt::Env) -> ! {
+    let mut supervisor = Supervisor::new(&env);
+    let mut backend = Disks::default();
+    let clock = Clock::new(env.info.tsc_khz);
+    for device in env.info.devices.iter() {
+        match VirtioDisk::new(device, &clock) {
+            Ok(disk) => add(&mut backend, disk),
+            Err(reason) => log::error!("device {:#06x} is not used: {reason}", device.address),
+        }
+    }
+    for channel in env.channels(ChannelKind::Blk) {
+        if let Err(reason) = attach(&mut backend, channel) {
+            supervisor.refused(channel.id, reason);
+        }
+    }
+    supervisor.ready();
+    loop {
+        serve_supervisor(&mut backend, &mut supervisor);
+        let has_more = backend.poll();
+        while let Some((id, pool, ring)) = backend.take_detached() {
+            drop(ring);
+            if let Err(error) = hal::remove_pool(pool) {
+                log::error!("channel {id}: {error}");
+            }
+            supervisor.detached(id);
+        }
+        for ring in backend.clients() {
+            ring.0.flush();
+        }
+        supervisor.flush();
+        if has_more || !prepare_sleep(&mut backend, &mut supervisor) {
+            continue;
+        }
+        if rt::sys::event_wait(env.info.event).is_err() {
+            rt::exit_failed("waiting for an event is not possible");
+        }
+    }
+}
+
+fn add(backend: &mut Disks, disk: VirtioDisk) {
+    let geometry = disk.geometry();
+    let access = if geometry.is_read_only { ", read-only" } else { "" };
+    log::info!("volume {}: {} MiB{access}", disk.name(), geometry.sectors / 2048);
+    if let Some(flaw) = geometry.flaw() {
+        log::warn!("volume {}: {flaw}", disk.name());
+    }
+    if let Err(disk) = backend.add_volume(disk) {
+        log::error!("volume {}: there is one of this name already, this one is not used", disk.name());
+    }
+}
+
+fn serve_supervisor(backend: &mut Disks, supervisor: &mut Supervisor) {
+    while let Some(request) = supervisor.next() {
+        match request {
+            supervise::Request::Attach(channel) => match attach(backend, &channel) {
+                Ok(()) => supervisor.attached(channel.id),
+                Err(reason) => supervisor.refused(channel.id, reason),
+            },
+            // A channel that is still busy answers when its last operation has ended.
+            supervise::Request::Detach { id } if backend.detach(id) => {}
+            supervise::Request::Detach { id } => supervisor.detached(id),
+            supervise::Request::Ping { .. } => {}
+        }
+    }
+}
+
+fn attach(backend: &mut Disks, channel: &ChannelInfo) -> Result<(), &'static str> {
+    if channel.kind != ChannelKind::Blk {
+        return Err("The block backend serves blk channels only.");
+    }
+    if channel.pool_phys == 0 {
+        return Err("The channel's pool has no physical address.");
+    }
+    let ring = Server::connect(channel).map_err(|_| "The channel's rings do not fit the protocol.")?;
+    hal::add_pool(channel.pool, channel.pool_phys)
+        .map_err(|_| "The channel's pool cannot be used for DMA.")?;
+    let attachment = Attachment {
+        id: channel.id,
+        volume: channel.target.as_str(),
+        is_read_only: channel.is_read_only,
+        pool: channel.pool,
+    };
+    backend.attach(&attachment, Ring(ring)).inspect_err(|_| {
+        let _forgotten = hal::remove_pool(channel.pool);
+    })
+}
+
+/// Whether nothing is left to be received anywhere.
+fn prepare_sleep(backend: &mut Disks, supervisor: &mut Supervisor) -> bool {
+    let mut may_sleep = supervisor.prepare_sleep();
+    let mut broken = Vec::new();
+    for ring in backend.clients() {
+        match ring.0.prepare_sleep() {
+            Ok(is_empty) => may_sleep &= is_empty,
+            Err(_) => broken.push(ring.0.info().id),
+        }
+    }
+    for id in broken {
+        backend.drop_channel(id);
+    }
+    may_sleep
+}

@@ -1,0 +1,129 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::accel::Accel;
+use crate::qemu::Net;
+
+/// Builds Ailurus, starts it in QEMU with guests, and attaches to the first guest's console.
+///
+/// Without a command: everything by default, with Debian's stock kernel as the guest. Ctrl+] goes to the
+/// operator's prompt, Ctrl-A x ends QEMU.
+///
+/// Exit status: 0 success; 1 a command or guest failed; 2 an option, configuration or file is wrong, or
+/// something is missing; 3 timeout; 4 the machine died.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Action>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Run guests: at the terminal, or scripted with --exec and --until.
+    Run(Box<RunArgs>),
+    /// Measure under -icount and print the figures.
+    Bench(BenchArgs),
+}
+
+/// Options of `run`.
+#[derive(Debug, Args, Default)]
+pub struct RunArgs {
+    /// An xl.cfg file; paths in it are host paths, absolute or relative to the file. May be repeated; none:
+    /// the default guest.
+    #[arg(long = "guest", value_name = "FILE.cfg", conflicts_with_all = ["kernel", "initrd", "disk"])]
+    pub guests: Vec<PathBuf>,
+    /// Run a command at the operator's prompt once the guests are up, its output to stdout. May be repeated;
+    /// then the guests are shut down.
+    #[arg(long = "exec", value_name = "CMD")]
+    pub exec: Vec<String>,
+    /// Succeed when a line of any guest's console matches.
+    #[arg(long, value_name = "REGEX")]
+    pub until: Option<String>,
+    /// Give up after this time, counted from the machine's start.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Write one file per domain's console and log to this folder.
+    #[arg(long, value_name = "DIR")]
+    pub log: Option<PathBuf>,
+    /// Memory of the machine.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// CPUs of the machine.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub smp: u32,
+    /// Accelerator; by default KVM where nested SVM works, else software emulation.
+    #[arg(long, value_enum)]
+    pub accel: Option<Accel>,
+    /// Deterministic: virtual time is the count of instructions.
+    #[arg(long)]
+    pub icount: bool,
+    /// A further argument for QEMU. May be repeated.
+    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub qemu_args: Vec<String>,
+    /// The network outside.
+    #[arg(long, value_enum, default_value = "user")]
+    pub net: Net,
+    /// Forward a host port to a guest, as QEMU writes it: tcp::8080-:80. May be repeated.
+    #[arg(long, value_name = "RULE")]
+    pub hostfwd: Vec<String>,
+    /// A kernel in place of the default guest's.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk in place of the default guest's.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// A disk image in place of the default guest's root disk.
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// Pack guests' kernels as they are: their VMM unpacks them (slow under emulation).
+    #[arg(long)]
+    pub keep_compressed: bool,
+    /// A system manifest in place of image-builder/system.toml.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Give up after this time.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub timeout: u64,
+    /// Write the streams to this folder.
+    #[arg(long, value_name = "DIR")]
+    pub log: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// `run` with no options.
+    pub fn by_default() -> Self {
+        Self { smp: 1, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_documented_command_line_is_understood() {
+        Cli::command().debug_assert();
+        let words = "qemu-runner run --guest web.cfg --guest db.cfg --exec x --exec y --timeout 120 --log out/ \
+                     --until z --memory 1024 --smp 2 --accel tcg --icount --qemu-arg -d --net none --hostfwd \
+                     tcp::8080-:80";
+        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        let Some(Action::Run(run)) = cli.command else { panic!("not run") };
+        assert_eq!((run.guests.len(), run.exec.len(), run.timeout, run.smp), (2, 2, Some(120), 2));
+        assert_eq!((run.accel, run.icount, run.net), (Some(Accel::Tcg), true, Net::None));
+        assert_eq!(run.qemu_args, ["-d"]);
+        assert!(Cli::try_parse_from(["qemu-runner"]).unwrap().command.is_none());
+        assert!(Cli::try_parse_from(["qemu-runner", "run", "--guest", "a", "--kernel", "b"]).is_err());
+    }
+}

@@ -1,0 +1,255 @@
+//! A disk between a fake blkfront and a fake blkback.
+
+use alloc::vec::Vec;
+use proptest::prelude::*;
+use rt::channel::Server;
+
+use super::request::tests::entry;
+use super::*;
+use crate::grants::tests::{flags, permit};
+use crate::memory::{Gfn, Page};
+use crate::testing::{channel_with_pool, guest};
+
+const RING_GRANT: u32 = 8;
+const RING_GFN: u32 = 2;
+const SECTORS: u64 = 4096;
+
+struct Setup {
+    guest: Guest,
+    disk: Disk,
+    server: Server<Blk>,
+    pool: Pool,
+    ring: Page,
+    port: Port,
+    produced: u32,
+}
+
+fn setup(is_read_only: bool, has_cache: bool) -> Setup {
+    let mut guest = guest();
+    permit(&guest.memory, RING_GRANT, RING_GFN, false);
+    // Grants 16.. are pages 16.. .
+    for page in 16..60 {
+        permit(&guest.memory, page, page, false);
+    }
+    let port = guest.events.allocate_unbound().unwrap();
+    let mut disk = Disk::new(2);
+    let (client, mut server) = channel_with_pool::<Blk>(blk::POOL_SIZE);
+    let pool = Pool::from_region(server.info().pool);
+    disk.set_link(Some(client));
+    assert_eq!(server.receive(), Ok(Some(Request::Open)));
+    server.send(&Response::Opened { sectors: SECTORS, sector_size: 512, is_read_only, has_cache }).unwrap();
+    disk.service(&mut guest);
+    disk.connect(&mut guest, "8", &alloc::format!("{}", port.0), "x86_64-abi").unwrap();
+    let ring = guest.memory.page(Gfn(u64::from(RING_GFN))).unwrap();
+    ring.set_u32(12, 1);
+    Setup { guest, disk, server, pool, ring, port, produced: 0 }
+}
+
+impl Setup {
+    fn put(&mut self, entry: [u8; 112]) {
+        self.ring.write(64 + (self.produced % 32) as usize * 112, &entry);
+        self.produced += 1;
+        self.ring.set_u32(0, self.produced);
+    }
+
+    fn service(&mut self) {
+        self.disk.service(&mut self.guest);
+    }
+
+    /// Answers everything that reached blkback, reads with bytes made of the sector number.
+    fn serve(&mut self) -> Vec<Request> {
+        let mut all = Vec::new();
+        while let Ok(Some(request)) = self.server.receive() {
+            all.push(request);
+            let id = match request {
+                Request::Transfer { id, direction, sector, pool_offset, len } => {
+                    if direction == Direction::Read {
+                        self.pool.fill(pool_offset as usize, len as usize, sector as u8).unwrap();
+                    }
+                    id
+                }
+                Request::Flush { id } => id,
+                Request::Open => continue,
+            };
+            self.server.send(&Response::Done { id, status: blk::Status::Ok }).unwrap();
+        }
+        all
+    }
+
+    /// Responses that the ring holds from number `from` on: id, op, status.
+    fn responses(&self, from: u32) -> Vec<(u64, u8, i16)> {
+        (from..self.ring.u32(8))
+            .map(|n| {
+                let at = 64 + (n % 32) as usize * 112;
+                (self.ring.u64(at), self.ring.u8(at + 8), self.ring.u16(at + 10) as i16)
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn a_read_scatters_one_transfer_into_the_guests_pages() {
+    let mut s = setup(false, false);
+    s.put(entry(0, 99, 7, &[(16, 4, 7), (17, 0, 1)]));
+    s.service();
+    let requests = s.serve();
+    assert!(matches!(requests[..], [Request::Transfer { sector: 7, len: 3072, .. }]));
+    assert_eq!(s.responses(0), []);
+    s.service();
+    assert_eq!(s.responses(0), [(99, 0, 0)]);
+    assert!(s.guest.events.is_pending(s.port));
+    let (first, second) = (s.guest.memory.page(Gfn(16)).unwrap(), s.guest.memory.page(Gfn(17)).unwrap());
+    assert_eq!((first.u8(2047), first.u8(2048), first.u8(4095)), (0, 7, 7));
+    assert_eq!((second.u8(0), second.u8(1023), second.u8(1024)), (7, 7, 0));
+    assert_eq!(flags(&s.guest.memory, 16), 1);
+}
+
+#[test]
+fn a_write_gathers_the_guests_pages_into_the_pool() {
+    let mut s = setup(false, false);
+    s.guest.memory.page(Gfn(16)).unwrap().memory().fill(0, 4096, 0x61).unwrap();
+    s.guest.memory.page(Gfn(17)).unwrap().memory().fill(0, 4096, 0x62).unwrap();
+    s.put(entry(1, 5, 0, &[(16, 7, 7), (17, 0, 0)]));
+    s.service();
+    let Ok(Some(Request::Transfer { id, direction: Direction::Write, pool_offset, len: 1024, .. })) =
+        s.server.receive()
+    else {
+        panic!()
+    };
+    let mut bytes = [0; 1024];
+    s.pool.read(pool_offset as usize, &mut bytes).unwrap();
+    assert!(bytes[..512].iter().all(|&b| b == 0x61) && bytes[512..].iter().all(|&b| b == 0x62));
+    s.server.send(&Response::Done { id, status: blk::Status::IoError }).unwrap();
+    s.service();
+    assert_eq!(s.responses(0), [(5, 1, -1)]);
+}
+
+#[test]
+fn more_requests_than_the_pool_holds_are_all_served() {
+    let mut s = setup(false, false);
+    let full: Vec<(u32, u8, u8)> = (16..27).map(|g| (g, 0, 7)).collect();
+    for id in 0..32 {
+        s.put(entry(0, id, id, &full));
+    }
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        s.service();
+        for request in s.serve() {
+            let Request::Transfer { sector, .. } = request else { panic!() };
+            ids.push(sector);
+        }
+    }
+    assert_eq!(ids, (0..32).collect::<Vec<_>>());
+    assert_eq!(s.responses(0).len(), 32);
+    assert!(s.responses(0).iter().all(|(_, _, status)| *status == 0));
+}
+
+#[test]
+fn flush_goes_to_a_backend_with_a_cache_only() {
+    let mut s = setup(false, true);
+    s.put(entry(3, 1, 0, &[]));
+    s.service();
+    assert!(matches!(s.serve()[..], [Request::Flush { .. }]));
+    s.service();
+    assert_eq!(s.responses(0), [(1, 3, 0)]);
+    let mut s = setup(false, false);
+    s.put(entry(3, 1, 0, &[]));
+    s.service();
+    assert_eq!((s.responses(0), s.serve()), (alloc::vec![(1, 3, 0)], Vec::new()));
+}
+
+#[test]
+fn bad_requests_are_answered_with_errors() {
+    let mut s = setup(true, false);
+    s.put(entry(1, 1, 0, &[(16, 0, 0)]));
+    s.put(entry(0, 2, SECTORS, &[(16, 0, 0)]));
+    s.put(entry(5, 3, 0, &[]));
+    s.put(entry(0, 4, 0, &[(500, 0, 0)]));
+    s.service();
+    s.serve();
+    s.service();
+    assert_eq!(s.responses(0), [(1, 1, -1), (2, 0, -1), (3, 5, -2), (4, 0, -1)]);
+}
+
+#[test]
+fn a_disconnect_with_requests_under_way_leaves_no_trace_in_the_next_connection() {
+    let mut s = setup(false, false);
+    s.put(entry(0, 1, 9, &[(16, 0, 7)]));
+    s.service();
+    s.disk.disconnect(&mut s.guest);
+    assert_eq!(flags(&s.guest.memory, RING_GRANT), 1, "the ring's page is free again");
+    s.ring.clear();
+    s.disk.connect(&mut s.guest, "8", &alloc::format!("{}", s.port.0), "").unwrap();
+    s.serve();
+    s.service();
+    assert_eq!(s.responses(0), []);
+    assert_eq!(s.guest.memory.page(Gfn(16)).unwrap().u8(0), 0);
+    assert!(s.disk.flights.iter().all(Option::is_none));
+    assert_eq!(s.disk.extents.allocate(blk::POOL_SIZE as u32).map(Extent::offset), Some(0));
+}
+
+#[test]
+fn a_new_blkback_gets_what_the_old_one_had_not_answered() {
+    let mut s = setup(false, false);
+    s.put(entry(0, 1, 3, &[(16, 0, 7)]));
+    s.put(entry(0, 2, 4, &[(17, 0, 7)]));
+    s.service();
+    let (client, server) = channel_with_pool::<Blk>(blk::POOL_SIZE);
+    s.disk.set_link(None);
+    s.service();
+    s.disk.set_link(Some(client));
+    s.server = server;
+    s.pool = Pool::from_region(s.server.info().pool);
+    s.service();
+    assert_eq!(s.serve(), [Request::Open]);
+    s.server
+        .send(&Response::Opened { sectors: SECTORS, sector_size: 512, is_read_only: false, has_cache: false })
+        .unwrap();
+    s.service();
+    assert_eq!(s.serve().len(), 2);
+    s.service();
+    assert_eq!(s.responses(0), [(1, 0, 0), (2, 0, 0)]);
+}
+
+#[test]
+fn frontends_that_name_nonsense_are_refused() {
+    let mut s = setup(false, false);
+    let port = alloc::format!("{}", s.port.0);
+    s.disk.disconnect(&mut s.guest);
+    for (ring, port, protocol) in [
+        ("x", port.as_str(), ""),
+        ("99", &port, ""),
+        ("8", "9999", ""),
+        ("8", "", ""),
+        ("8", &port, "x86_32-abi"),
+    ] {
+        assert!(s.disk.connect(&mut s.guest, ring, port, protocol).is_err());
+        assert_eq!(flags(&s.guest.memory, RING_GRANT), 1);
+    }
+    assert!(s.disk.connect(&mut s.guest, "8", &port, "").is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn random_rings_and_answers_are_survived(
+        words in prop::collection::vec((0usize..1024, any::<u32>(), 0u32..40), 1..100)
+    ) {
+        let mut s = setup(false, true);
+        for (index, value, ahead) in words {
+            s.ring.set_u32(index * 4, value);
+            if index % 5 == 0 {
+                s.ring.set_u32(0, s.disk.front.as_ref().map_or(0, |_| ahead));
+            }
+            s.service();
+            s.server.send(&Response::Done { id: value as u16 % 40, status: blk::Status::Ok }).unwrap();
+            while let Ok(Some(request)) = s.server.receive() {
+                if let Request::Transfer { id, pool_offset, len, .. } = request {
+                    prop_assert!(u64::from(pool_offset) + u64::from(len) <= blk::POOL_SIZE);
+                    prop_assert!(usize::from(id) < IN_FLIGHT_MAX);
+                    s.server.send(&Response::Done { id, status: blk::Status::Ok }).unwrap();
+                }
+            }
+        }
+    }
+}

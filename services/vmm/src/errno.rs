@@ -1,0 +1,46 @@
+//! Errors as Xen's hypercalls report them: negative numbers in `rax`.
+//!
+//! Source: Xen public/errno.h.
+
+use crate::walk::Fault;
+
+/// A hypercall's error; the value is what the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i64)]
+pub enum Errno {
+    /// Operation not permitted.
+    Perm = -1,
+    /// No such entry.
+    NoEntry = -2,
+    /// Out of memory.
+    NoMemory = -12,
+    /// Bad address.
+    Fault = -14,
+    /// Exists already.
+    Exists = -17,
+    /// Invalid argument.
+    Invalid = -22,
+    /// No room left.
+    NoSpace = -28,
+    /// Not implemented.
+    NoSys = -38,
+    /// No data.
+    NoData = -61,
+}
+
+impl From<Fault> for Errno {
+    fn from(_: Fault) -> Self {
+        Self::Fault
+    }
+}
+
+/// What a hypercall answers: a value of at least 0, or an error.
+pub type Answer = Result<u64, Errno>;
+
+/// The answer as the guest finds it in `rax`.
+pub fn to_rax(answer: Answer) -> u64 {
+    match answer {
+        Ok(value) => value,
+        Err(errno) => errno as i64 as u64,
+    }
+}

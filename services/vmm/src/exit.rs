@@ -1,0 +1,397 @@
+//! VM exits: what the guest did that the processor does not do by itself.
+//!
+//! Nothing a guest does ends in anything but an effect on that guest. Exits that make no sense end it
+//! with a sentence. Instruction lengths are measured, because the processor does not report them
+//! everywhere. Source: AMD64 APM vol. 2, appendix C (exit codes).
+
+use proto::abi::{INTERRUPT_PENDING, VcpuState, gpr};
+use proto::toolstack::EndReason;
+
+use crate::hypercall::{self, Done};
+use crate::inject;
+use crate::machine::{Machine, Outcome, Platform, Vcpu, Wait, sentence};
+use crate::walk::{Access, Paging};
+
+const INTR: u32 = 0x60;
+const NMI: u32 = 0x61;
+const SMI: u32 = 0x62;
+const VINTR: u32 = 0x64;
+const CPUID: u32 = 0x72;
+const INVD: u32 = 0x76;
+const PAUSE: u32 = 0x77;
+const HLT: u32 = 0x78;
+const IOIO: u32 = 0x7b;
+const MSR: u32 = 0x7c;
+const SHUTDOWN: u32 = 0x7f;
+const VMRUN: u32 = 0x80;
+const VMMCALL: u32 = 0x81;
+const VMLOAD: u32 = 0x82;
+const SKINIT: u32 = 0x86;
+const WBINVD: u32 = 0x89;
+const MONITOR: u32 = 0x8a;
+const XSETBV: u32 = 0x8d;
+const NPF: u32 = 0x400;
+const INVALID: u32 = 0xffff_ffff;
+
+const RFLAGS_IF: u64 = 1 << 9;
+/// An instruction is at most this long.
+const INSTRUCTION_MAX: usize = 15;
+const HLT_OPCODE: u8 = 0xf4;
+/// CS attributes L and D.
+const CODE_64: u32 = 1 << 9;
+const CODE_32: u32 = 1 << 10;
+
+impl<P: Platform> Machine<P> {
+    /// Handles the exit in `state`.
+    pub fn handle_exit(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
+        self.take_events(vcpu, state);
+        let code = state.exit_code as u32;
+        if code != INVALID {
+            vcpu.invalid_at = None;
+        }
+        match code {
+            VMMCALL => return self.vmmcall(vcpu, state),
+            HLT => return self.halt(vcpu, state),
+            CPUID => self.cpuid(vcpu, state),
+            MSR => self.msr(vcpu, state),
+            IOIO => {
+                if !self.io(state) {
+                    return crash(format_args!("port access {:#x} that cannot be", state.exit_info1));
+                }
+            }
+            INTR | NMI | SMI | VINTR => {}
+            // Caches are coherent for a guest without devices of its own.
+            INVD | WBINVD => self.skip(vcpu, state, 2),
+            PAUSE => {
+                self.skip(vcpu, state, 2);
+                return Outcome::Yield;
+            }
+            // Neither SVM nor MONITOR nor XSAVE is shown to the guest.
+            VMRUN | VMLOAD..=SKINIT | MONITOR..=XSETBV => inject::invalid_opcode(state),
+            NPF => return nested_fault(state),
+            SHUTDOWN => {
+                return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
+            }
+            INVALID => return invalid_state(vcpu, state),
+            _ => return crash(format_args!("unexpected exit {code:#x}, rip {:#x}", state.rip)),
+        }
+        Outcome::Run
+    }
+
+    /// What is to be done with the events that were on their way when the exit came.
+    #[inline]
+    fn take_events(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        if let Some(vector) = vcpu.offered.take()
+            && state.interrupt & INTERRUPT_PENDING == 0
+        {
+            vcpu.apic.accept(vector);
+        }
+        let event = state.exit_int_info;
+        if !inject::is_valid(event) {
+            return;
+        }
+        let vector = event as u8;
+        match event & inject::TYPE_MASK {
+            // The upcall stays due by itself while it is pending; only the local APIC's have to be kept.
+            inject::TYPE_INTERRUPT if self.guest.callback == Some(vector) => {}
+            inject::TYPE_INTERRUPT => vcpu.apic.retract(vector),
+            // The instruction raises it again.
+            inject::TYPE_SOFTWARE => {}
+            _ => state.inject = event,
+        }
+    }
+
+    /// Offers the vCPU the interrupt that is due, before it is entered.
+    #[inline]
+    pub fn prepare_entry(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        self.tick(vcpu);
+        let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
+        vcpu.offered = vcpu.apic.next();
+        let Some(vector) = vcpu.offered.or(upcall) else {
+            state.interrupt = 0;
+            return;
+        };
+        state.interrupt = u32::from(vector) | INTERRUPT_PENDING;
+        // Between STI and HLT: some processors (QEMU's) would deliver here, and the HLT would then sleep
+        // through what it was to wait for. The HLT counts as done.
+        if state.interrupt_shadow != 0 {
+            let mut opcode = [0];
+            let is_read = Paging::of(state).read(&self.guest.memory, state.rip, &mut opcode);
+            if is_read.is_ok() && opcode == [HLT_OPCODE] {
+                inject::finish_at(state, state.rip.wrapping_add(1));
+            }
+        }
+    }
+
+    fn vmmcall(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
+        let done = hypercall::dispatch(self, vcpu, state);
+        match done {
+            Done::Answer(_) => {
+                self.skip(vcpu, state, 3);
+                Outcome::Run
+            }
+            Done::Again(_) => Outcome::Run,
+            Done::Then(outcome) => {
+                self.skip(vcpu, state, 3);
+                outcome
+            }
+        }
+    }
+
+    fn halt(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
+        // With the only vCPU halted for good the guest is off: Linux without ACPI ends like this.
+        if state.rflags & RFLAGS_IF == 0 {
+            return Outcome::End(
+                EndReason::PowerOff,
+                sentence(format_args!("the guest halted all its CPUs")),
+            );
+        }
+        self.skip(vcpu, state, 1);
+        vcpu.wait = Wait::Interrupt;
+        Outcome::Wait
+    }
+
+    fn cpuid(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        let (leaf, subleaf) = (state.gprs[gpr::RAX] as u32, state.gprs[gpr::RCX] as u32);
+        let answer = self.cpuid.answer(leaf, subleaf, vcpu.id, vcpu.apic.id());
+        for (index, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX].into_iter().zip(answer) {
+            state.gprs[index] = u64::from(value);
+        }
+        self.skip(vcpu, state, 2);
+    }
+
+    fn msr(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        let msr = state.gprs[gpr::RCX] as u32;
+        let is_write = state.exit_info1 & 1 != 0;
+        let (low, high) = (state.gprs[gpr::RAX] as u32, state.gprs[gpr::RDX] as u32);
+        let value = u64::from(high) << 32 | u64::from(low);
+        let result = if state.cpl != 0 {
+            Err(crate::msr::Refused)
+        } else if is_write {
+            self.write_msr(vcpu, state, msr, value)
+        } else {
+            self.read_msr(vcpu, state, msr).map(|value| {
+                state.gprs[gpr::RAX] = value & 0xffff_ffff;
+                state.gprs[gpr::RDX] = value >> 32;
+            })
+        };
+        if result.is_ok() {
+            return self.skip(vcpu, state, 2);
+        }
+        if self.odd.allows() {
+            let what = if is_write { "writes" } else { "reads" };
+            log::debug!("the guest {what} MSR {msr:#x} (value {value:#x}) at {:#x}: refused", state.rip);
+        }
+        inject::general_protection(state);
+    }
+
+    /// Goes on behind an instruction whose opcode has `len` bytes, and perhaps prefixes in front.
+    fn skip(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, len: u8) {
+        let (rip, cr3, measured) = vcpu.measured;
+        let total = if rip == state.rip && cr3 == state.cr3 && measured != 0 {
+            measured
+        } else {
+            let total = len + self.prefixes(state);
+            vcpu.measured = (state.rip, state.cr3, total);
+            total
+        };
+        let next = state.rip.wrapping_add(u64::from(total));
+        let is_long = state.cs_attributes & CODE_64 != 0;
+        inject::finish_at(state, if is_long { next } else { next & 0xffff_ffff });
+    }
+
+    /// How many prefix bytes are in front of the instruction at `rip`.
+    fn prefixes(&self, state: &VcpuState) -> u8 {
+        // Where the base is not zero the bytes cannot be found without the segment; such code has no
+        // prefixes here in practice.
+        let is_flat = state.cs_attributes & (CODE_64 | CODE_32) != 0;
+        let paging = Paging::of(state);
+        let Ok(gpa) = paging.translate(&self.guest.memory, state.rip, Access::Read) else { return 0 };
+        let Some(page) = self.guest.memory.page(gpa.gfn()).filter(|_| is_flat) else { return 0 };
+        let mut bytes = [0; INSTRUCTION_MAX];
+        page.read(gpa.offset(), &mut bytes);
+        let is_long = state.cs_attributes & CODE_64 != 0;
+        let is_prefix = |byte: &u8| {
+            matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3)
+                || (is_long && matches!(byte, 0x40..=0x4f))
+        };
+        bytes.iter().take_while(|byte| is_prefix(byte)).count().min(INSTRUCTION_MAX - 3) as u8
+    }
+}
+
+fn crash(what: core::fmt::Arguments<'_>) -> Outcome {
+    Outcome::End(EndReason::Crash, sentence(what))
+}
+
+/// An access outside of RAM: reads there would need an instruction decoder, which does not exist yet.
+fn nested_fault(state: &VcpuState) -> Outcome {
+    let access = match state.exit_info1 {
+        code if code & 16 != 0 => "fetches from",
+        code if code & 2 != 0 => "writes to",
+        _ => "reads",
+    };
+    crash(format_args!(
+        "the guest {access} guest-physical address {:#x}, where nothing is (rip {:#x}, cr3 {:#x}, code {:#x})",
+        state.exit_info2, state.rip, state.cr3, state.exit_info1
+    ))
+}
+
+/// A state that the processor refuses. Where it does not raise #GP for a bad CR write itself, this does;
+/// if the guest cannot even take that, it is over.
+fn invalid_state(vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
+    if vcpu.invalid_at.is_some() {
+        return crash(format_args!(
+            "invalid processor state: rip {:#x}, cr0 {:#x}, cr4 {:#x}, efer {:#x}",
+            state.rip, state.cr0, state.cr4, state.efer
+        ));
+    }
+    vcpu.invalid_at = Some(state.rip);
+    inject::general_protection(state);
+    Outcome::Run
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::blank;
+    use crate::memory::GuestPhys;
+    use crate::testing::machine;
+    use proptest::prelude::*;
+
+    fn exit(code: u32) -> VcpuState {
+        let mut state = blank();
+        state.exit_code = u64::from(code);
+        state.rip = 0x5000;
+        state
+    }
+
+    #[test]
+    fn cpuid_answers_and_skips_its_prefixes() {
+        let (mut machine, mut vcpu) = machine();
+        machine.guest.memory.write(GuestPhys(0x5000), &[0x66, 0xf3, 0x0f, 0xa2]).unwrap();
+        let mut state = exit(CPUID);
+        state.gprs[gpr::RAX] = 0x4000_0000;
+        assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run);
+        assert_eq!((state.rip, state.gprs[gpr::RBX]), (0x5004, 0x566e_6558));
+    }
+
+    #[test]
+    fn halt_with_interrupts_off_is_power_off_and_else_a_wait() {
+        let (mut machine, mut vcpu) = machine();
+        let mut state = exit(HLT);
+        assert!(matches!(machine.handle_exit(&mut vcpu, &mut state), Outcome::End(EndReason::PowerOff, _)));
+        state.rflags |= RFLAGS_IF;
+        assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Wait);
+        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Interrupt));
+        assert!(!machine.wakes(&mut vcpu));
+        vcpu.timer_ns = Some(500);
+        machine.guest.callback = Some(0xf3);
+        machine.guest.events.bind_virq(0, 0).unwrap();
+        assert!(!machine.wakes(&mut vcpu));
+        assert!(machine.deadline(&vcpu) >= 500);
+        machine.platform.tsc.set(machine.deadline(&vcpu));
+        assert!(machine.wakes(&mut vcpu));
+        machine.prepare_entry(&mut vcpu, &mut state);
+        assert_eq!(state.interrupt, 0xf3 | INTERRUPT_PENDING);
+    }
+
+    #[test]
+    fn an_interrupt_due_between_sti_and_hlt_ends_the_hlt() {
+        let (mut machine, mut vcpu) = machine();
+        machine.guest.memory.write(GuestPhys(0x5000), &[0xf4]).unwrap();
+        let mut state = exit(INTR);
+        state.interrupt_shadow = 1;
+        machine.prepare_entry(&mut vcpu, &mut state);
+        assert_eq!((state.rip, state.interrupt), (0x5000, 0));
+        machine.guest.callback = Some(0xf3);
+        let port = machine.guest.events.bind_ipi(0).unwrap();
+        machine.guest.events.raise(port);
+        machine.prepare_entry(&mut vcpu, &mut state);
+        assert_eq!((state.rip, state.interrupt_shadow), (0x5001, 0));
+    }
+
+    #[test]
+    fn a_local_apic_interrupt_is_accepted_when_the_guest_took_it_and_kept_when_delivery_broke() {
+        let (mut machine, mut vcpu) = machine();
+        vcpu.apic.write(0x83f, 0xf6).unwrap();
+        let mut state = exit(INTR);
+        machine.prepare_entry(&mut vcpu, &mut state);
+        assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!(vcpu.apic.next(), Some(0xf6), "still pending: not taken");
+        machine.prepare_entry(&mut vcpu, &mut state);
+        state.interrupt = 0xf6;
+        state.exit_int_info = 0x8000_00f6;
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!(vcpu.apic.next(), Some(0xf6), "delivery was interrupted");
+        machine.prepare_entry(&mut vcpu, &mut state);
+        (state.interrupt, state.exit_int_info) = (0xf6, 0);
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!(vcpu.apic.next(), None);
+    }
+
+    #[test]
+    fn interrupted_exceptions_are_injected_again() {
+        let (mut machine, mut vcpu) = machine();
+        let mut state = exit(VINTR);
+        state.exit_int_info = 0x5_8000_0b0e;
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!(state.inject, 0x5_8000_0b0e);
+        state.inject = 0;
+        state.exit_int_info = 0x8000_0480;
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!(state.inject, 0, "INT n is executed again");
+    }
+
+    #[test]
+    fn ends_are_told_with_a_sentence() {
+        let (mut machine, mut vcpu) = machine();
+        let mut state = exit(NPF);
+        (state.exit_info1, state.exit_info2) = (0x1_0000_0006, 0xfee0_0030);
+        let Outcome::End(EndReason::Crash, detail) = machine.handle_exit(&mut vcpu, &mut state) else {
+            panic!()
+        };
+        assert!(
+            detail.contains("writes to guest-physical address 0xfee00030") && detail.contains("0x5000"),
+            "{detail}"
+        );
+        let outcome = machine.handle_exit(&mut vcpu, &mut exit(SHUTDOWN));
+        assert!(matches!(outcome, Outcome::End(EndReason::Crash, _)));
+        assert_eq!(machine.handle_exit(&mut vcpu, &mut exit(INVALID)), Outcome::Run);
+        let again = machine.handle_exit(&mut vcpu, &mut exit(INVALID));
+        assert!(matches!(again, Outcome::End(EndReason::Crash, _)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_exit_with_any_registers_is_survived(
+            code in prop_oneof![0x60u32..0x90, Just(NPF), Just(INVALID), any::<u32>()],
+            gprs: [u64; 16], info: (u64, u64, u64), control: (u64, u64, u64, u64), cpl in 0u32..4,
+            attributes: u32, number in 0u64..45, op in 0u64..24, small in 0u64..0x4_0000
+        ) {
+            let (mut machine, mut vcpu) = machine();
+            let mut state = exit(code);
+            state.gprs = gprs;
+            (state.exit_info1, state.exit_info2, state.exit_int_info) = info;
+            (state.cr0, state.cr3, state.cr4, state.efer) = control;
+            state.cpl = cpl;
+            state.cs_attributes = attributes;
+            let _ = machine.handle_exit(&mut vcpu, &mut state);
+            machine.prepare_entry(&mut vcpu, &mut state);
+            // And as a hypercall that is well-formed enough to get far.
+            let mut state = exit(VMMCALL);
+            state.efer = 0x500;
+            state.cs_attributes = 0x200;
+            state.gprs = gprs;
+            state.gprs[gpr::RAX] = number;
+            state.gprs[gpr::RDI] = op;
+            state.gprs[gpr::RSI] = small;
+            state.gprs[gpr::RDX] = small ^ 0x1000;
+            let random: alloc::vec::Vec<u8> = gprs.iter().flat_map(|r| r.to_le_bytes()).collect();
+            let _ = machine.guest.memory.write(GuestPhys(small & 0x3_f000), &random);
+            let _ = machine.handle_exit(&mut vcpu, &mut state);
+            let _ = machine.wakes(&mut vcpu);
+            let _ = machine.deadline(&vcpu);
+        }
+    }
+}

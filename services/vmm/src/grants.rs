@@ -1,0 +1,178 @@
+//! Grant table, version 1, as the VMM's backends see it.
+//!
+//! The guest writes the entries at any time: an entry is read and marked in one atomic exchange of its
+//! flags and domain ID, and the frame number is read after that. A grant is in use only while a
+//! [`Granted`] value exists; the holder gives it back with [`GrantTable::release`].
+//! Source: Xen public/grant_table.h.
+
+use crate::loader::place::special;
+use crate::memory::{Gfn, GuestMemory, PAGE, Page};
+
+/// Frames that the table may have.
+pub const FRAMES_MAX: u32 = 32;
+/// Entries per frame.
+const PER_FRAME: u32 = (PAGE / 8) as u32;
+/// Backends speak for this domain.
+const BACKEND_DOMID: u16 = 0;
+
+const TYPE_MASK: u16 = 3;
+const PERMIT_ACCESS: u16 = 1;
+const READ_ONLY: u16 = 4;
+const READING: u16 = 8;
+const WRITING: u16 = 16;
+
+/// Number of a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantRef(pub u32);
+
+/// What a backend wants to do with a granted page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    Write,
+}
+
+/// The grant does not exist or does not allow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadGrant;
+
+/// A page that the guest granted, in use.
+#[derive(Debug)]
+pub struct Granted {
+    /// The page.
+    pub page: Page,
+    entry: Page,
+    offset: usize,
+    marks: u16,
+}
+
+/// The table's size; its frames are special frames.
+#[derive(Debug)]
+pub struct GrantTable {
+    frames: u32,
+}
+
+impl Default for GrantTable {
+    fn default() -> Self {
+        Self { frames: 1 }
+    }
+}
+
+impl GrantTable {
+    /// Frames in use.
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    /// Grows the table so that it has frame `index`; the special frame that it is.
+    pub fn frame(&mut self, index: u64) -> Option<usize> {
+        if index >= u64::from(FRAMES_MAX) {
+            return None;
+        }
+        self.frames = self.frames.max(index as u32 + 1);
+        Some(special::GRANTS + index as usize)
+    }
+
+    /// Takes a granted page into use.
+    ///
+    /// # Errors
+    /// [`BadGrant`].
+    #[inline]
+    pub fn acquire(&self, memory: &GuestMemory, grant: GrantRef, want: Want) -> Result<Granted, BadGrant> {
+        if grant.0 / PER_FRAME >= self.frames {
+            return Err(BadGrant);
+        }
+        let entry = memory.special(special::GRANTS + (grant.0 / PER_FRAME) as usize).ok_or(BadGrant)?;
+        let offset = (grant.0 % PER_FRAME) as usize * 8;
+        let marks = if want == Want::Write { READING | WRITING } else { READING };
+        // The guest may change the entry meanwhile; a bounded number of attempts is plenty for an honest one.
+        for _ in 0..4 {
+            let header = entry.u32(offset);
+            let (flags, domid) = (header as u16, (header >> 16) as u16);
+            let is_allowed = flags & TYPE_MASK == PERMIT_ACCESS
+                && domid == BACKEND_DOMID
+                && (want == Want::Read || flags & READ_ONLY == 0);
+            if !is_allowed {
+                return Err(BadGrant);
+            }
+            if entry.replace_u32(offset, header, header | u32::from(marks)) {
+                let gfn = Gfn(u64::from(entry.u32(offset + 4)));
+                let granted = memory.page(gfn).map(|page| Granted { page, entry, offset, marks });
+                if granted.is_none() {
+                    entry.and_u16(offset, !marks);
+                }
+                return granted.ok_or(BadGrant);
+            }
+        }
+        Err(BadGrant)
+    }
+
+    /// Ends the use of a granted page.
+    #[inline]
+    pub fn release(&self, granted: Granted) {
+        granted.entry.and_u16(granted.offset, !granted.marks);
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    //! Helpers for the devices' tests, and the table's own.
+    use super::*;
+    use crate::memory::tests::fake;
+
+    /// Grants frame `gfn` to the backend as `grant`.
+    pub fn permit(memory: &GuestMemory, grant: u32, gfn: u32, is_read_only: bool) {
+        let page = memory.special(special::GRANTS + (grant / PER_FRAME) as usize).unwrap();
+        let offset = (grant % PER_FRAME) as usize * 8;
+        page.set_u32(offset + 4, gfn);
+        page.set_u32(offset, u32::from(PERMIT_ACCESS | if is_read_only { READ_ONLY } else { 0 }));
+    }
+
+    /// The flags of a grant.
+    pub fn flags(memory: &GuestMemory, grant: u32) -> u16 {
+        memory.special(special::GRANTS).unwrap().u16(grant as usize * 8)
+    }
+
+    #[test]
+    fn a_grant_is_marked_while_in_use() {
+        let memory = fake(4);
+        let table = GrantTable::default();
+        permit(&memory, 8, 2, false);
+        let granted = table.acquire(&memory, GrantRef(8), Want::Write).unwrap();
+        assert_eq!(flags(&memory, 8), 1 | 8 | 16);
+        granted.page.set_u64(0, 5);
+        assert_eq!(memory.page(Gfn(2)).unwrap().u64(0), 5);
+        table.release(granted);
+        assert_eq!(flags(&memory, 8), 1);
+    }
+
+    #[test]
+    fn what_was_not_granted_is_refused() {
+        let memory = fake(4);
+        let table = GrantTable::default();
+        let acquire = |grant, want| table.acquire(&memory, GrantRef(grant), want).map(|_| ());
+        assert_eq!(acquire(8, Want::Read), Err(BadGrant));
+        permit(&memory, 8, 2, true);
+        assert_eq!(acquire(8, Want::Read), Ok(()));
+        assert_eq!(acquire(8, Want::Write), Err(BadGrant));
+        permit(&memory, 9, 0x7fff_ffff, false);
+        assert_eq!(acquire(9, Want::Read), Err(BadGrant));
+        assert_eq!(flags(&memory, 9), 1, "the mark of a failed acquisition is taken back");
+        permit(&memory, 10, 2, false);
+        memory.special(special::GRANTS).unwrap().set_u16(10 * 8 + 2, 7);
+        assert_eq!(acquire(10, Want::Read), Err(BadGrant), "granted to another domain");
+        assert_eq!(acquire(512, Want::Read), Err(BadGrant), "beyond the table's only frame");
+        assert_eq!(acquire(u32::MAX, Want::Read), Err(BadGrant));
+    }
+
+    #[test]
+    fn the_table_grows_to_its_limit() {
+        let mut table = GrantTable::default();
+        assert_eq!(table.frame(3), Some(special::GRANTS + 3));
+        assert_eq!(table.frames(), 4);
+        assert_eq!(table.frame(u64::from(FRAMES_MAX)), None);
+        assert!(special::GRANTS + FRAMES_MAX as usize <= crate::memory::SPECIALS);
+    }
+}

@@ -1,0 +1,51 @@
+//! Exceptions for the guest, and what follows an emulated instruction.
+//!
+//! Source: AMD64 APM vol. 2, 15.20 (event injection).
+
+use proto::abi::{VcpuState, groups};
+
+use crate::walk::Fault;
+
+const VALID: u64 = 1 << 31;
+const HAS_CODE: u64 = 1 << 11;
+const TYPE_EXCEPTION: u64 = 3 << 8;
+/// Event types in EXITINTINFO and EVENTINJ.
+pub const TYPE_MASK: u64 = 7 << 8;
+/// External interrupt.
+pub const TYPE_INTERRUPT: u64 = 0;
+/// Software interrupt.
+pub const TYPE_SOFTWARE: u64 = 4 << 8;
+
+const INVALID_OPCODE: u64 = 6;
+const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
+
+/// #UD.
+pub fn invalid_opcode(state: &mut VcpuState) {
+    state.inject = VALID | TYPE_EXCEPTION | INVALID_OPCODE;
+}
+
+/// #GP(0).
+pub fn general_protection(state: &mut VcpuState) {
+    state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | GENERAL_PROTECTION;
+}
+
+/// #PF.
+pub fn page_fault(state: &mut VcpuState, fault: Fault) {
+    state.cr2 = fault.address;
+    state.load |= groups::CONTROL;
+    state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | PAGE_FAULT | u64::from(fault.code) << 32;
+}
+
+/// The instruction at hand is done; the next one is at `rip`. Its interrupt shadow is over.
+#[inline]
+pub fn finish_at(state: &mut VcpuState, rip: u64) {
+    state.rip = rip;
+    state.interrupt_shadow = 0;
+}
+
+/// Whether an event word holds an event.
+#[inline]
+pub fn is_valid(event: u64) -> bool {
+    event & VALID != 0
+}

@@ -1,0 +1,322 @@
+//! The guest as a whole: what its vCPUs and its devices share, and what one vCPU has of its own.
+//!
+//! Exits and hypercalls are functions over these values, so that tests drive them with fake memory and a
+//! fake [`Platform`]. Invariant: nothing here trusts what the guest wrote; the worst that a guest can do
+//! is to end itself.
+
+use proto::text::Text;
+use proto::toolstack::EndReason;
+
+use crate::apic::Apic;
+use crate::clock::Clock;
+use crate::cpuid::Cpuid;
+use crate::errno::Errno;
+use crate::events::{Events, Port, VIRQ_TIMER};
+use crate::grants::GrantTable;
+use crate::limiter::Limiter;
+use crate::loader::place::special;
+use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
+
+/// What the VMM needs of the kernel and the processor.
+pub trait Platform {
+    /// The time stamp counter.
+    fn tsc(&self) -> u64;
+    /// Maps special frame `index` into the VM at `gfn`, in place of what is there. It is mapped nowhere.
+    ///
+    /// # Errors
+    /// [`MapFailed`].
+    fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed>;
+    /// Takes special frame `index` out of the VM.
+    ///
+    /// # Errors
+    /// [`MapFailed`].
+    fn unmap_special(&mut self, index: usize) -> Result<(), MapFailed>;
+    /// Puts RAM back where a special frame hid it.
+    ///
+    /// # Errors
+    /// [`MapFailed`].
+    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed>;
+}
+
+/// The nested page tables could not be changed (out of frames for them, or out of slots).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapFailed;
+
+/// Numbers of the VMM's devices, as event channels know them.
+pub mod device {
+    /// The console ring.
+    pub const CONSOLE: u8 = 0;
+    /// The xenstore ring.
+    pub const XENSTORE: u8 = 1;
+    /// The first disk.
+    pub const FIRST_DISK: u8 = 2;
+    /// The first network interface.
+    pub const FIRST_VIF: u8 = 32;
+}
+
+/// What vCPUs and devices share.
+#[derive(Debug)]
+pub struct Guest {
+    /// Physical memory.
+    pub memory: GuestMemory,
+    /// Event channels.
+    pub events: Events,
+    /// Grant table.
+    pub grants: GrantTable,
+    /// Time.
+    pub clock: Clock,
+    /// Vector of the upcall, once the guest has set it.
+    pub callback: Option<u8>,
+    /// The console's port.
+    pub console_port: Port,
+    /// The store's port.
+    pub store_port: Port,
+    /// What the guest wrote to the console before it had a console ring.
+    pub early_output: heapless::Deque<u8, 1024>,
+    /// Domain ID.
+    pub domid: u32,
+    /// UUID.
+    pub uuid: [u8; 16],
+}
+
+/// Why a guest's machine cannot be set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoFrames;
+
+impl Guest {
+    /// A guest that has not started.
+    ///
+    /// # Errors
+    /// [`NoFrames`] when there are fewer special frames than agreed.
+    pub fn new(
+        memory: GuestMemory,
+        clock: Clock,
+        vcpus: usize,
+        domid: u32,
+        uuid: [u8; 16],
+    ) -> Result<Self, NoFrames> {
+        let shared_info = memory.special(special::SHARED_INFO).ok_or(NoFrames)?;
+        let mut events = Events::new(shared_info, vcpus);
+        let store_port = events.device_port(device::XENSTORE).map_err(|_| NoFrames)?;
+        let console_port = events.device_port(device::CONSOLE).map_err(|_| NoFrames)?;
+        let mut guest = Self {
+            memory,
+            events,
+            grants: GrantTable::default(),
+            clock,
+            callback: None,
+            console_port,
+            store_port,
+            early_output: heapless::Deque::new(),
+            domid,
+            uuid,
+        };
+        guest.start_time(clock, 0, vcpus);
+        Ok(guest)
+    }
+
+    /// Starts time: system time is 0 at the clock's start, which is `wall_ns` after 1970.
+    pub fn start_time(&mut self, clock: Clock, wall_ns: u64, vcpus: usize) {
+        self.clock = clock;
+        for (page, offset) in (0..vcpus).filter_map(|vcpu| self.events.time_info(vcpu)) {
+            clock.write_time(&page, offset);
+        }
+        if let Some(page) = self.special(special::SHARED_INFO) {
+            clock.write_wall_clock(&page, wall_ns);
+        }
+    }
+
+    /// A special frame.
+    pub fn special(&self, index: usize) -> Option<Page> {
+        self.memory.special(index)
+    }
+
+    /// Console output by other ways than the ring (debugging aids); what does not fit is lost.
+    pub fn write_early(&mut self, bytes: impl Iterator<Item = u8>) {
+        for byte in bytes {
+            if self.early_output.push_back(byte).is_err() {
+                break;
+            }
+        }
+        self.events.kicks |= 1 << device::CONSOLE;
+    }
+}
+
+/// Ports of one SCHEDOP_poll.
+pub const POLL_PORTS_MAX: usize = 16;
+
+/// What a vCPU waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Nothing: it runs.
+    None,
+    /// HLT or SCHEDOP_block: an interrupt.
+    Interrupt,
+    /// SCHEDOP_poll: one of the ports, the upcall, or the time.
+    Poll {
+        /// Ports; 0 is none.
+        ports: [u32; POLL_PORTS_MAX],
+        /// System time, or 0.
+        until_ns: u64,
+    },
+}
+
+/// What one vCPU has of its own, besides its state page.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Xen's number.
+    pub id: u32,
+    /// Local APIC.
+    pub apic: Apic,
+    /// What it waits for.
+    pub wait: Wait,
+    /// System time of its timer.
+    pub timer_ns: Option<u64>,
+    /// The vector of the local APIC that was offered at the last entry.
+    pub offered: Option<u8>,
+    /// Where an invalid state was met last: the second time in a row there is no way on.
+    pub invalid_at: Option<u64>,
+    /// NB_CFG, which Linux writes and reads back.
+    pub nb_cfg: u64,
+    /// The last instruction whose length was measured: address, CR3, length.
+    pub measured: (u64, u64, u8),
+}
+
+impl Vcpu {
+    /// A vCPU; its APIC number is twice its own, as Xen has it.
+    pub fn new(id: u32) -> Self {
+        Self {
+            id,
+            apic: Apic::new(id * 2),
+            wait: Wait::None,
+            timer_ns: None,
+            offered: None,
+            invalid_at: None,
+            nb_cfg: 0,
+            measured: (0, 0, 0),
+        }
+    }
+}
+
+/// What follows an exit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The vCPU goes on.
+    Run,
+    /// It goes on but others should have the CPU first.
+    Yield,
+    /// It waits, see [`Vcpu::wait`].
+    Wait,
+    /// The guest ended.
+    End(EndReason, Text<200>),
+}
+
+/// The guest, its CPUID and the platform.
+#[derive(Debug)]
+pub struct Machine<P> {
+    /// What devices use too.
+    pub guest: Guest,
+    /// The kernel and the processor.
+    pub platform: P,
+    /// CPUID policy.
+    pub cpuid: Cpuid,
+    /// Bounds what a guest can make the log say.
+    pub odd: Limiter,
+}
+
+impl<P: Platform> Machine<P> {
+    /// The time for the guest.
+    #[inline]
+    pub fn now_ns(&self) -> u64 {
+        self.guest.clock.ns(self.platform.tsc())
+    }
+
+    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there.
+    ///
+    /// # Errors
+    /// [`Errno::Invalid`] beyond the guest's address space, [`Errno::NoMemory`].
+    pub fn place_special(&mut self, index: usize, gfn: Gfn) -> Result<(), Errno> {
+        if gfn.0 >= GFN_END {
+            return Err(Errno::Invalid);
+        }
+        if self.guest.memory.where_is(index) == Some(gfn) {
+            return Ok(());
+        }
+        if let Some(other) = self.guest.memory.special_at(gfn) {
+            self.platform.unmap_special(other).map_err(|MapFailed| Errno::NoMemory)?;
+            self.guest.memory.set_overlay(other, None);
+        }
+        self.remove_special(index)?;
+        self.platform.map_special(index, gfn).map_err(|MapFailed| Errno::NoMemory)?;
+        self.guest.memory.set_overlay(index, Some(gfn));
+        Ok(())
+    }
+
+    /// Takes special frame `index` out of the guest's address space; RAM that it hid is back.
+    ///
+    /// # Errors
+    /// [`Errno::NoMemory`].
+    pub fn remove_special(&mut self, index: usize) -> Result<(), Errno> {
+        let Some(gfn) = self.guest.memory.where_is(index) else { return Ok(()) };
+        self.platform.unmap_special(index).map_err(|MapFailed| Errno::NoMemory)?;
+        self.guest.memory.set_overlay(index, None);
+        if self.guest.memory.is_ram(gfn) {
+            self.platform.restore_ram(gfn).map_err(|MapFailed| Errno::NoMemory)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the vCPU has a reason to go on now; if so it does not wait any more.
+    pub fn wakes(&mut self, vcpu: &mut Vcpu) -> bool {
+        self.tick(vcpu);
+        let has_interrupt = self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
+            || vcpu.apic.next().is_some();
+        let wakes = has_interrupt
+            || match vcpu.wait {
+                Wait::None => true,
+                Wait::Interrupt => false,
+                Wait::Poll { ports, until_ns } => {
+                    ports.iter().any(|&port| port != 0 && self.guest.events.is_pending(Port(port)))
+                        || (until_ns != 0 && self.now_ns() >= until_ns)
+                }
+            };
+        if wakes {
+            vcpu.wait = Wait::None;
+        }
+        wakes
+    }
+
+    /// Raises the timer's VIRQ if its time has come.
+    #[inline]
+    pub fn tick(&mut self, vcpu: &mut Vcpu) {
+        if let Some(due) = vcpu.timer_ns
+            && self.now_ns() >= due
+        {
+            vcpu.timer_ns = None;
+            self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
+        }
+    }
+
+    /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`] next; 0: never.
+    #[inline]
+    pub fn deadline(&self, vcpu: &Vcpu) -> u64 {
+        let poll = match vcpu.wait {
+            Wait::Poll { until_ns, .. } if until_ns != 0 => Some(until_ns),
+            _ => None,
+        };
+        let due = match (vcpu.timer_ns, poll) {
+            (Some(timer), Some(poll)) => timer.min(poll),
+            (Some(due), None) | (None, Some(due)) => due,
+            (None, None) => return 0,
+        };
+        self.guest.clock.tsc(due)
+    }
+}
+
+/// Cuts a sentence to what a message holds.
+pub fn sentence(text: core::fmt::Arguments<'_>) -> Text<200> {
+    let mut out = Text::new();
+    // Too long a sentence is cut.
+    let _ = core::fmt::write(&mut out, text);
+    out
+}

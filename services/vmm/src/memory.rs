@@ -1,0 +1,322 @@
+//! Guest-physical memory: RAM, and the VMM's own frames that the guest sees in it.
+//!
+//! Every access goes through [`GuestMemory::page`], which answers the frame that the guest would reach at
+//! that number: a special frame where one was mapped (shared_info, grant table, rings, ACPI), else RAM.
+//! Invariant: the overlay says what the nested page table says; whoever changes one changes the other.
+
+use proto::abi::{PAGE_SHIFT, PAGE_SIZE};
+use proto::channel::Region;
+use proto::guest::SPECIAL_FRAMES;
+use rt::shared::Shared;
+
+/// Bytes in a page.
+pub const PAGE: usize = PAGE_SIZE as usize;
+/// How many special frames there are.
+pub const SPECIALS: usize = SPECIAL_FRAMES as usize;
+/// Highest guest frame number that anything may be mapped at (40 physical address bits).
+pub const GFN_END: u64 = 1 << (40 - PAGE_SHIFT);
+
+/// A guest-physical address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GuestPhys(pub u64);
+
+/// A guest frame number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gfn(pub u64);
+
+impl GuestPhys {
+    /// The frame that holds the address.
+    #[inline]
+    pub fn gfn(self) -> Gfn {
+        Gfn(self.0 >> PAGE_SHIFT)
+    }
+
+    /// The offset in that frame.
+    #[inline]
+    pub fn offset(self) -> usize {
+        (self.0 % PAGE_SIZE) as usize
+    }
+}
+
+impl Gfn {
+    /// First address of the frame.
+    #[inline]
+    pub fn base(self) -> GuestPhys {
+        GuestPhys(self.0 << PAGE_SHIFT)
+    }
+}
+
+/// No memory is mapped at a guest-physical address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unbacked;
+
+/// One frame that the guest may write at any time. Offsets are taken modulo the page size and rounded
+/// down to the word's alignment, so that no access can leave the frame.
+#[derive(Debug, Clone, Copy)]
+pub struct Page(Shared);
+
+macro_rules! page_words {
+    ($($read:ident $write:ident $shared_read:ident $shared_write:ident $type:ty;)*) => {
+        $(
+            /// Reads a word.
+            #[inline]
+            pub fn $read(&self, offset: usize) -> $type {
+                self.0.$shared_read(offset & (PAGE - size_of::<$type>())).unwrap_or(0)
+            }
+
+            /// Writes a word.
+            #[inline]
+            pub fn $write(&self, offset: usize, value: $type) {
+                // Cannot fail: the offset is inside the page and aligned.
+                let _ = self.0.$shared_write(offset & (PAGE - size_of::<$type>()), value);
+            }
+        )*
+    };
+}
+
+impl Page {
+    /// The frame that `memory` is, or `None` if it is not exactly one page.
+    pub fn new(memory: Shared) -> Option<Self> {
+        (memory.len() == PAGE).then_some(Self(memory))
+    }
+
+    page_words! {
+        u8 set_u8 read_u8 write_u8 u8;
+        u16 set_u16 read_u16 write_u16 u16;
+        u32 set_u32 read_u32 write_u32 u32;
+        u64 set_u64 read_u64 write_u64 u64;
+    }
+
+    /// Sets bits of a word atomically; the word before.
+    #[inline]
+    pub fn or_u64(&self, offset: usize, bits: u64) -> u64 {
+        self.0.or_u64(offset & (PAGE - 8), bits).unwrap_or(0)
+    }
+
+    /// Keeps only `bits` of a word, atomically; the word before.
+    #[inline]
+    pub fn and_u64(&self, offset: usize, bits: u64) -> u64 {
+        self.0.and_u64(offset & (PAGE - 8), bits).unwrap_or(0)
+    }
+
+    /// Keeps only `bits` of a half-word, atomically; the half-word before.
+    #[inline]
+    pub fn and_u16(&self, offset: usize, bits: u16) -> u16 {
+        self.0.and_u16(offset & (PAGE - 2), bits).unwrap_or(0)
+    }
+
+    /// Replaces a word if it is `current`; whether it was.
+    #[inline]
+    pub fn replace_u32(&self, offset: usize, current: u32, new: u32) -> bool {
+        matches!(self.0.compare_exchange_u32(offset & (PAGE - 4), current, new), Ok(Ok(_)))
+    }
+
+    /// Copies out of the page, as much as lies in it.
+    pub fn read(&self, offset: usize, out: &mut [u8]) {
+        let len = out.len().min(PAGE.saturating_sub(offset));
+        if let Some(out) = out.get_mut(..len) {
+            let _ = self.0.read(offset, out);
+        }
+    }
+
+    /// Copies into the page, as much as lies in it.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let len = bytes.len().min(PAGE.saturating_sub(offset));
+        if let Some(bytes) = bytes.get(..len) {
+            let _ = self.0.write(offset, bytes);
+        }
+    }
+
+    /// Sets all bytes to 0.
+    pub fn clear(&self) {
+        let _ = self.0.fill(0, PAGE, 0);
+    }
+
+    /// The page as memory.
+    #[inline]
+    pub fn memory(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// Number of a special frame in the overlay that is mapped nowhere.
+const NOWHERE: u64 = u64::MAX;
+
+/// The guest's physical address space as the VMM sees it.
+#[derive(Debug)]
+pub struct GuestMemory {
+    ram: heapless::Vec<(u64, Shared), 4>,
+    special: Shared,
+    /// Where each special frame is mapped.
+    overlay: [u64; SPECIALS],
+    /// Bit `gfn % 64` is set if some special frame may be mapped there: most look-ups end here.
+    filter: u64,
+}
+
+impl GuestMemory {
+    /// Memory made of `ram` (guest-physical address and where the VMM has it) and the special frames.
+    pub fn new(ram: &[(GuestPhys, Region)], special: Region) -> Self {
+        let mut ranges = heapless::Vec::new();
+        for &(gpa, region) in ram {
+            // More ranges than init ever lists are left out: they are then no RAM.
+            let _ = ranges.push((gpa.0, Shared::from_region(region)));
+        }
+        Self { ram: ranges, special: Shared::from_region(special), overlay: [NOWHERE; SPECIALS], filter: 0 }
+    }
+
+    /// The frame that the guest reaches at `gfn`.
+    #[inline]
+    pub fn page(&self, gfn: Gfn) -> Option<Page> {
+        if self.filter & (1 << (gfn.0 % 64)) != 0
+            && let Some(index) = self.special_at(gfn)
+        {
+            return self.special(index);
+        }
+        self.ram_page(gfn)
+    }
+
+    /// The RAM frame at `gfn`, whatever is mapped over it.
+    #[inline]
+    fn ram_page(&self, gfn: Gfn) -> Option<Page> {
+        let gpa = gfn.0.checked_mul(PAGE_SIZE)?;
+        for (start, memory) in &self.ram {
+            if let Some(offset) = gpa.checked_sub(*start)
+                && offset < memory.len() as u64
+            {
+                return Page::new(memory.part(offset as usize, PAGE).ok()?);
+            }
+        }
+        None
+    }
+
+    /// Whether RAM (perhaps under a special frame) is at `gfn`.
+    pub fn is_ram(&self, gfn: Gfn) -> bool {
+        self.ram_page(gfn).is_some()
+    }
+
+    /// RAM ranges: first address and length.
+    pub fn ram(&self) -> impl Iterator<Item = (GuestPhys, u64)> + '_ {
+        self.ram.iter().map(|(start, memory)| (GuestPhys(*start), memory.len() as u64))
+    }
+
+    /// Special frame number `index`.
+    pub fn special(&self, index: usize) -> Option<Page> {
+        Page::new(self.special.part(index.checked_mul(PAGE)?, PAGE).ok()?)
+    }
+
+    /// Which special frame is mapped at `gfn`.
+    pub fn special_at(&self, gfn: Gfn) -> Option<usize> {
+        self.overlay.iter().position(|&at| at == gfn.0)
+    }
+
+    /// Where special frame `index` is mapped.
+    pub fn where_is(&self, index: usize) -> Option<Gfn> {
+        self.overlay.get(index).filter(|&&gfn| gfn != NOWHERE).map(|&gfn| Gfn(gfn))
+    }
+
+    /// Records that special frame `index` is now mapped at `gfn`, or nowhere.
+    pub fn set_overlay(&mut self, index: usize, gfn: Option<Gfn>) {
+        if let Some(slot) = self.overlay.get_mut(index) {
+            *slot = gfn.map_or(NOWHERE, |gfn| gfn.0);
+        }
+        self.filter =
+            self.overlay.iter().filter(|&&at| at != NOWHERE).fold(0, |bits, at| bits | 1 << (at % 64));
+    }
+
+    /// Copies out of guest memory.
+    ///
+    /// # Errors
+    /// [`Unbacked`]; part may have been copied.
+    pub fn read(&self, gpa: GuestPhys, out: &mut [u8]) -> Result<(), Unbacked> {
+        let mut at = gpa.0;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let here = GuestPhys(at);
+            let page = self.page(here.gfn()).ok_or(Unbacked)?;
+            let len = rest.len().min(PAGE - here.offset());
+            let (chunk, tail) = rest.split_at_mut(len);
+            page.read(here.offset(), chunk);
+            rest = tail;
+            at = at.checked_add(len as u64).ok_or(Unbacked)?;
+        }
+        Ok(())
+    }
+
+    /// Copies into guest memory.
+    ///
+    /// # Errors
+    /// [`Unbacked`]; part may have been copied.
+    pub fn write(&self, gpa: GuestPhys, bytes: &[u8]) -> Result<(), Unbacked> {
+        let mut at = gpa.0;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let here = GuestPhys(at);
+            let page = self.page(here.gfn()).ok_or(Unbacked)?;
+            let len = rest.len().min(PAGE - here.offset());
+            let (chunk, tail) = rest.split_at(len);
+            page.write(here.offset(), chunk);
+            rest = tail;
+            at = at.checked_add(len as u64).ok_or(Unbacked)?;
+        }
+        Ok(())
+    }
+
+    /// Contiguous RAM at `gpa`, for loading large files in one copy.
+    ///
+    /// # Errors
+    /// [`Unbacked`] when not all of it is RAM of one range.
+    pub fn ram_window(&self, gpa: GuestPhys, len: u64) -> Result<Shared, Unbacked> {
+        for (start, memory) in &self.ram {
+            if let Some(offset) = gpa.0.checked_sub(*start)
+                && offset.checked_add(len).is_some_and(|end| end <= memory.len() as u64)
+            {
+                return memory.part(offset as usize, len as usize).map_err(|_| Unbacked);
+            }
+        }
+        Err(Unbacked)
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    //! Fake guest memory for every module's tests.
+    use super::*;
+    use alloc::vec;
+
+    /// Memory with `ram_pages` pages of RAM at 0 that lives until the test process ends.
+    pub fn fake(ram_pages: usize) -> GuestMemory {
+        GuestMemory::new(&[(GuestPhys(0), leak(ram_pages))], leak(SPECIALS))
+    }
+
+    /// Page-aligned zeroed memory.
+    pub fn leak(pages: usize) -> Region {
+        let words = vec![0u64; (pages + 1) * PAGE / 8].leak();
+        let addr = (words.as_mut_ptr() as u64).next_multiple_of(PAGE_SIZE);
+        Region { addr, len: (pages * PAGE) as u64 }
+    }
+
+    #[test]
+    fn a_special_frame_hides_the_ram_under_it_and_gives_it_back() {
+        let mut memory = fake(4);
+        memory.write(GuestPhys(0x1000), &[1; 16]).unwrap();
+        memory.set_overlay(3, Some(Gfn(1)));
+        assert_eq!(memory.page(Gfn(1)).unwrap().u64(0), 0);
+        memory.write(GuestPhys(0x1008), &[2; 8]).unwrap();
+        memory.set_overlay(3, None);
+        assert_eq!(memory.page(Gfn(1)).unwrap().u64(8), 0x0101_0101_0101_0101);
+        assert_eq!(memory.special(3).unwrap().u64(8), 0x0202_0202_0202_0202);
+    }
+
+    #[test]
+    fn special_frames_may_lie_outside_of_ram_and_nothing_else_does() {
+        let mut memory = fake(4);
+        assert!(memory.page(Gfn(0x10000)).is_none());
+        memory.set_overlay(0, Some(Gfn(0x10000)));
+        assert!(memory.page(Gfn(0x10000)).is_some());
+        assert_eq!(memory.read(GuestPhys(0x3ffc), &mut [0; 8]), Err(Unbacked));
+        assert_eq!(memory.write(GuestPhys(u64::MAX - 2), &[0; 8]), Err(Unbacked));
+        assert!(memory.page(Gfn(u64::MAX)).is_none());
+        assert!(memory.special(SPECIALS).is_none());
+        assert!(memory.ram_window(GuestPhys(0x3000), 0x1001).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! A machine over fake memory and a fake platform, for the tests of this crate.
+
+use alloc::vec::Vec;
+use core::cell::Cell;
+
+use proto::channel::{ChannelInfo, Protocol, Side};
+use proto::text::Text;
+use rt::channel::{Client, Server};
+
+use crate::clock::Clock;
+use crate::cpuid::{self, Cpuid};
+use crate::limiter::Limiter;
+use crate::machine::{Guest, Machine, MapFailed, Platform, Vcpu};
+use crate::memory::{Gfn, tests::fake};
+
+/// Pages of RAM that the fake machine has.
+pub const RAM_PAGES: usize = 64;
+
+/// A platform whose clock stands still until it is set, at 1 GHz.
+#[derive(Debug, Default)]
+pub struct FakePlatform {
+    /// The time stamp counter.
+    pub tsc: Cell<u64>,
+    /// What is mapped.
+    pub mapped: Vec<(usize, Gfn)>,
+    /// RAM that was put back.
+    pub restored: Vec<Gfn>,
+}
+
+impl Platform for FakePlatform {
+    fn tsc(&self) -> u64 {
+        self.tsc.get()
+    }
+    fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {
+        assert!(self.mapped.iter().all(|(other, _)| *other != index), "a capability is mapped at most once");
+        self.mapped.push((index, gfn));
+        Ok(())
+    }
+    fn unmap_special(&mut self, index: usize) -> Result<(), MapFailed> {
+        let before = self.mapped.len();
+        self.mapped.retain(|(other, _)| *other != index);
+        assert_eq!(self.mapped.len() + 1, before);
+        Ok(())
+    }
+    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed> {
+        self.restored.push(gfn);
+        Ok(())
+    }
+}
+
+/// A guest that has not started.
+pub fn guest() -> Guest {
+    Guest::new(fake(RAM_PAGES), Clock::new(1_000_000, 0), 1, 5, [7; 16]).unwrap()
+}
+
+/// A machine with one vCPU.
+pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
+    let policy = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
+    let machine =
+        Machine { guest: guest(), platform: FakePlatform::default(), cpuid: policy, odd: Limiter::default() };
+    (machine, Vcpu::new(0))
+}
+
+/// Both ends of a channel over memory of the test's own.
+pub fn channel<P: Protocol>() -> (Client<P>, Server<P>) {
+    channel_with_pool(0)
+}
+
+/// As [`channel`], with a pool.
+pub fn channel_with_pool<P: Protocol>(pool: u64) -> (Client<P>, Server<P>) {
+    let pool = crate::memory::tests::leak(pool as usize / crate::memory::PAGE);
+    let pages = P::CHANNEL_SIZE / crate::memory::PAGE;
+    let rings = crate::memory::tests::leak(pages);
+    let mut info = ChannelInfo {
+        id: 1,
+        kind: P::KIND,
+        side: Side::A,
+        peer: 0,
+        peer_name: Text::new(),
+        rings,
+        pool,
+        pool_phys: 0,
+        signal: 0,
+        signals: 4,
+        target: Text::new(),
+        is_read_only: false,
+        mac: [0; 6],
+    };
+    let client = Client::connect(&info).unwrap();
+    info.side = Side::B;
+    (client, Server::connect(&info).unwrap())
+}
