@@ -50,7 +50,7 @@ fn bad_manifests_are_refused_with_a_place_and_a_sentence() {
         ("priority = 25", "priority = -1", "invalid value"),
         ("priority = 25", "", "missing field `priority`"),
         ("priority = 25", "priority = 25\nspeed = 3", "unknown field `speed`"),
-        ("priority = 25", "priority = twenty", "string values must be quoted"),
+        ("priority = 25", "priority = \"high\"", "invalid type: string \"high\", expected u64"),
         ("heap-kib = 2048", "heap-kib = 4", "heap-kib is 4; it must be from 16 to 1048576"),
         ("stack-kib = 64", "stack-kib = 4", "stack-kib is 4; it must be from 8 to 1024"),
         ("name = \"xenstore\"", "name = \"xen store\"", "a name is 1 to 32 lower-case letters"),

@@ -14,6 +14,11 @@ use crate::object::thread::{Resume, Thread, reg};
 use crate::schedule::{Place, RunQueue};
 use crate::timer::TimerQueue;
 
+/// Length of the time slice of a thread of weight [`WEIGHT_DEFAULT`], in milliseconds.
+const SLICE_MS: u64 = 10;
+/// The usual weight.
+const WEIGHT_DEFAULT: u64 = 256;
+
 /// Per-CPU data. Entry code knows the offsets of the first four fields.
 #[derive(Debug)]
 #[repr(C)]
@@ -111,7 +116,7 @@ impl Cpu {
                 self.slice_end.set(0);
             }
         } else if self.slice_end.get() == 0 {
-            let slice = u64::from(thread.weight.get()) * arch::tsc_khz();
+            let slice = u64::from(thread.weight.get()) * (arch::tsc_khz() * SLICE_MS / WEIGHT_DEFAULT);
             self.slice_end.set(arch::tsc().wrapping_add(slice).max(1));
             self.program_timer();
         }

@@ -102,6 +102,8 @@ pub struct Producer<'a, I = AtomicU32, W = AtomicU64> {
     words_per_slot: usize,
     slots: u32,
     produced: u32,
+    /// Slots were published since the consumer was last asked about.
+    has_published: bool,
 }
 
 /// The consuming end.
@@ -112,6 +114,8 @@ pub struct Consumer<'a, I = AtomicU32, W = AtomicU64> {
     words_per_slot: usize,
     slots: u32,
     consumed: u32,
+    /// Slots were freed since the producer was last asked about.
+    has_freed: bool,
 }
 
 /// Slots that `words` hold; a power of two, so that the indices may wrap.
@@ -126,7 +130,7 @@ impl<'a, I: Index, W: Word> Producer<'a, I, W> {
     pub fn new(header: &'a RingHeader<I>, words: &'a [W], words_per_slot: usize) -> Self {
         let produced = header.produced.0.load(Ordering::Relaxed);
         let slots = capacity(words.len(), words_per_slot);
-        Self { header, words, words_per_slot, slots, produced }
+        Self { header, words, words_per_slot, slots, produced, has_published: true }
     }
 
     /// Free slots now.
@@ -159,12 +163,17 @@ impl<'a, I: Index, W: Word> Producer<'a, I, W> {
         }
         self.produced = self.produced.wrapping_add(1);
         self.header.produced.0.store(self.produced, Ordering::Release);
+        self.has_published = true;
         Ok(Ok(()))
     }
 
-    /// Whether the consumer sleeps and has to be signalled; claims the duty, so ask once per batch.
+    /// Whether the consumer sleeps although something was published, and has to be signalled; claims the duty,
+    /// so ask once per batch.
     #[inline]
-    pub fn must_notify(&self) -> bool {
+    pub fn must_notify(&mut self) -> bool {
+        if !core::mem::take(&mut self.has_published) {
+            return false;
+        }
         I::fence();
         self.header.consumer_sleeping.0.load(Ordering::Relaxed) != 0
             && self.header.consumer_sleeping.0.swap(0, Ordering::Relaxed) != 0
@@ -190,7 +199,7 @@ impl<'a, I: Index, W: Word> Consumer<'a, I, W> {
     pub fn new(header: &'a RingHeader<I>, words: &'a [W], words_per_slot: usize) -> Self {
         let consumed = header.consumed.0.load(Ordering::Relaxed);
         let slots = capacity(words.len(), words_per_slot);
-        Self { header, words, words_per_slot, slots, consumed }
+        Self { header, words, words_per_slot, slots, consumed, has_freed: true }
     }
 
     /// Slots that wait to be consumed.
@@ -221,12 +230,17 @@ impl<'a, I: Index, W: Word> Consumer<'a, I, W> {
         }
         self.consumed = self.consumed.wrapping_add(1);
         self.header.consumed.0.store(self.consumed, Ordering::Release);
+        self.has_freed = true;
         Ok(true)
     }
 
-    /// Whether the producer waits for room and has to be signalled; ask once per batch.
+    /// Whether the producer waits for room, and there is some, so that it has to be signalled; ask once per
+    /// batch. Without the second condition two ends with a full ring between them signal each other for ever.
     #[inline]
-    pub fn must_notify(&self) -> bool {
+    pub fn must_notify(&mut self) -> bool {
+        if !core::mem::take(&mut self.has_freed) {
+            return false;
+        }
         I::fence();
         self.header.producer_sleeping.0.load(Ordering::Relaxed) != 0
             && self.header.producer_sleeping.0.swap(0, Ordering::Relaxed) != 0

@@ -58,7 +58,7 @@ pub struct Thread {
     pub is_queued: Cell<bool>,
     /// 0 to 63.
     pub priority: Cell<u8>,
-    /// Share among threads of its priority: length of its time slice in milliseconds.
+    /// Share among threads of its priority: its time slice is as long.
     pub weight: Cell<u16>,
     /// Where it runs.
     pub domain: &'static Domain,
@@ -102,7 +102,7 @@ impl Thread {
             state: Cell::new(ThreadState::Stopped),
             is_queued: Cell::new(false),
             priority: Cell::new(0),
-            weight: Cell::new(10),
+            weight: Cell::new(256),
             domain,
             waiting: Cell::new(None),
             vcpu: Cell::new(None),
@@ -177,7 +177,7 @@ impl Thread {
     /// # Errors
     /// `BadArgument` out of range; `NotSupported` for a cap.
     pub fn set_schedule(&self, priority: u64, weight: u64, cap_permille: u64) -> Result<(), Error> {
-        if priority > PRIORITY_MAX || weight == 0 || weight > 1000 || cap_permille > 1000 {
+        if priority > PRIORITY_MAX || weight == 0 || weight > 4096 || cap_permille > 1000 {
             return Err(Error::BadArgument);
         }
         if cap_permille != 0 {

@@ -82,6 +82,7 @@ pub fn give<K: Kernel, C: ConfigSpace>(
         let addr = map_bar(resources, space, domain, bar, msix)?;
         let _at_most_six = infos.push(BarInfo { index: bar.index, phys: bar.phys, size: bar.size, addr });
     }
+    pci::decode(config, address);
     let vectors = match msix {
         Some(msix) => program_vectors(resources, space, domain, &bars, msix, entry.vectors)?,
         None => List::new(),

@@ -37,6 +37,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     ///
     /// # Errors
     /// Why not; everything is as before then.
+    #[inline(never)]
     pub fn build_guest(&mut self, spec: &GuestSpec) -> Result<(), BuildError> {
         let names = self.domains.values().map(|domain| &*domain.name);
         let files = guest_plan::check(spec, &self.bundle, names).map_err(BuildError::Request)?;
@@ -61,6 +62,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     }
 
     /// Everything but the channels.
+    #[inline(never)]
     fn furnish_guest(
         &mut self,
         domain: &mut Domain,
@@ -199,6 +201,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     }
 
     /// All channels of a guest.
+    #[inline(never)]
     fn wire_guest(
         &mut self,
         domid: u32,

@@ -36,6 +36,7 @@ fn main(info: &'static InitInfo) -> ! {
 }
 
 /// Everything up to the services that wait for nobody.
+#[inline(never)]
 fn start(info: &'static InitInfo, command_line: &str) -> Result<System<SystemCalls, ConfigPorts>, String> {
     if info.magic != INIT_MAGIC {
         return Err("the kernel's start information is not init's".into());

@@ -182,10 +182,16 @@ pub fn msix(config: &mut impl ConfigSpace, address: u16) -> Option<Msix> {
     None
 }
 
-/// Lets the function answer at its BARs, do DMA, and signal by MSI-X only.
+/// Lets the function answer at its BARs: firmware leaves that off for what it does not use itself.
+pub fn decode(config: &mut impl ConfigSpace, address: u16) {
+    let command = config.read(address, COMMAND) & 0xffff;
+    config.write(address, COMMAND, command | COMMAND_MEMORY);
+}
+
+/// Lets the function do DMA, and signal by MSI-X only.
 pub fn enable(config: &mut impl ConfigSpace, address: u16, msix: Option<Msix>) {
     let command = config.read(address, COMMAND) & 0xffff;
-    config.write(address, COMMAND, command | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_INTX);
+    config.write(address, COMMAND, command | COMMAND_MASTER | COMMAND_NO_INTX);
     if let Some(msix) = msix {
         let control = config.read(address, msix.capability);
         config.write(address, msix.capability, (control | MSIX_ENABLE) & !MSIX_MASKED);
@@ -312,6 +318,9 @@ pub mod tests {
         let mut config = machine();
         let found = msix(&mut config, 3 << 3).unwrap();
         assert_eq!(found, Msix { capability: 0x98, bar: 1, offset: 0, entries: 3 });
+        config.functions.get_mut(&(3 << 3)).unwrap()[1] &= !2;
+        decode(&mut config, 3 << 3);
+        assert_eq!(config.functions[&(3 << 3)][1] & 0x406, 2);
         enable(&mut config, 3 << 3, Some(found));
         let space = config.functions.get_mut(&(3 << 3)).unwrap();
         assert_eq!((space[1] & 0x406, space[0x98 / 4] >> 30), (0x406, 2));

@@ -3,6 +3,7 @@
 //! All domains are made and wired first; each starts as soon as those that it depends on said that they
 //! are ready, so independent ones start in parallel.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -100,12 +101,13 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         Ok(())
     }
 
+    #[inline(never)]
     fn build_service(
         &mut self,
         index: usize,
         service: &Service,
         functions: &[Function],
-    ) -> Result<Gifts, BuildError> {
+    ) -> Result<Box<Gifts>, BuildError> {
         let id = domid(index);
         let slots = if service.serves.is_empty() { SLOTS.1 } else { SLOTS.0 };
         let kind = Kind::Service(index, ServiceState::Built);
@@ -116,15 +118,16 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         gifts
     }
 
+    #[inline(never)]
     fn furnish_service(
         &mut self,
         domain: &mut Domain,
         service: &Service,
         functions: &[Function],
         slots: u64,
-    ) -> Result<Gifts, BuildError> {
+    ) -> Result<Box<Gifts>, BuildError> {
         let resources = &mut self.resources;
-        let mut gifts = Gifts::default();
+        let mut gifts = Box::<Gifts>::default();
         domain.create(resources, slots, self.fault_event)?;
         let sizes = (u64::from(service.stack_kib), u64::from(service.heap_kib));
         gifts.heap = domain.load(resources, &self.bundle, &service.program, sizes)?;
@@ -160,6 +163,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     }
 
     /// Supervise and log channels for all, then the manifest's.
+    #[inline(never)]
     fn wire_services(&mut self, manifest: &Manifest) -> Result<(), BuildError> {
         let number = |name: &str| manifest.services.iter().position(|s| &*s.name == name).map_or(ROOT, domid);
         let log = self.server_of(ChannelKind::Log);
@@ -205,8 +209,9 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         Ok(channel)
     }
 
-    fn service_info(&self, id: u32, service: &Service, gifts: Gifts) -> DomainInfo {
-        DomainInfo {
+    #[inline(never)]
+    fn service_info(&self, id: u32, service: &Service, gifts: Box<Gifts>) -> Box<DomainInfo> {
+        Box::new(DomainInfo {
             channels: self.channel_list(id),
             devices: gifts.devices,
             ports: service.ports.clone(),
@@ -214,10 +219,11 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             options: service.options.clone(),
             file: gifts.file,
             ..self.plain_info(id, service.name.clone(), gifts.heap)
-        }
+        })
     }
 
     /// What every domain is told.
+    #[inline(never)]
     pub fn plain_info(&self, id: u32, name: proto::text::Text<32>, heap: Region) -> DomainInfo {
         DomainInfo {
             domid: id,

@@ -3,7 +3,9 @@
 //! Events from outside are the `on_...` methods; what they lead to is left in [`System::outputs`], which
 //! the binary carries out. So the whole of it runs on the host.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -85,13 +87,13 @@ pub struct System<K, C> {
     /// The bundle's files.
     pub bundle: Bundle,
     /// The manifest.
-    pub manifest: Manifest,
+    pub manifest: Rc<Manifest>,
     /// All domains, init included.
     pub domains: Domains,
     /// All channels.
     pub channels: BTreeMap<u32, Channel>,
     /// Start information of services, by number.
-    pub infos: Vec<DomainInfo>,
+    pub infos: Vec<Box<DomainInfo>>,
     /// Device memory and MSI vectors.
     pub device_space: DeviceSpace,
     /// What is to be done, in order.
@@ -118,6 +120,12 @@ pub struct System<K, C> {
     next_domid: u32,
 }
 
+/// Apart from its caller, whose stack would have to hold what decoding takes.
+#[inline(never)]
+fn decode_manifest(bytes: &[u8]) -> Option<Rc<Manifest>> {
+    postcard::from_bytes(bytes).ok().map(Rc::new)
+}
+
 impl<K: Kernel, C: ConfigSpace> System<K, C> {
     /// Takes over what the kernel handed out.
     ///
@@ -140,7 +148,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let given_frames = resources.free.free();
         let bundle = Bundle::parse(start.bundle, bundle_runs)?;
         let file = bundle.file(manifest::FILE).ok_or("the bundle has no manifest")?;
-        let manifest: Manifest = postcard::from_bytes(file.bytes).map_err(|_| "the manifest is garbled")?;
+        let manifest = decode_manifest(file.bytes).ok_or("the manifest is garbled")?;
         let vector = resources.kernel.system_info(SystemField::FirstMsiVector);
         device_space.first_vector = vector.map_err(|error| alloc::format!("no MSI vectors: {error:?}"))?;
         let fault = resources.derive(init_slots::EVENT, FAULT_SIGNAL, 0, rights::SIGNAL);

@@ -274,11 +274,7 @@ impl Backend {
         let front = text.trim().parse().unwrap_or(state::CLOSED);
         let is_active = matches!(phase, Phase::Connected | Phase::Connecting | Phase::Reading(_));
         match front {
-            _ if class.is_ready(front) => {
-                if phase == Phase::Waiting {
-                    self.read_values(index);
-                }
-            }
+            _ if class.is_ready(front) && phase == Phase::Waiting => self.read_values(index),
             state::CLOSING | state::CLOSED => {
                 if is_active {
                     self.actions.push_back(Action::Disconnect { device: index });

@@ -35,7 +35,7 @@ use kernel::{Kernel, StatePage};
 rt::entry!(main);
 
 /// Memory that unpacking a kernel may need at least, besides the result (zstd's window).
-const UNPACK_HEAP_MIN: u64 = 256 << 20;
+const UNPACK_HEAP_MIN: u64 = 144 << 20;
 
 /// Where the guest is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

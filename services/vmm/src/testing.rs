@@ -68,17 +68,21 @@ pub fn channel<P: Protocol>() -> (Client<P>, Server<P>) {
 
 /// As [`channel`], with a pool.
 pub fn channel_with_pool<P: Protocol>(pool: u64) -> (Client<P>, Server<P>) {
-    let pool = crate::memory::tests::leak(pool as usize / crate::memory::PAGE);
-    let pages = P::CHANNEL_SIZE / crate::memory::PAGE;
-    let rings = crate::memory::tests::leak(pages);
+    let (server, info) = server_and_info(pool);
+    (Client::connect(&info).unwrap(), server)
+}
+
+/// The server's end of a channel, and what its client is told.
+pub fn server_and_info<P: Protocol>(pool: u64) -> (Server<P>, ChannelInfo) {
+    let leak = |bytes: usize| crate::memory::tests::leak(bytes / crate::memory::PAGE);
     let mut info = ChannelInfo {
         id: 1,
         kind: P::KIND,
-        side: Side::A,
+        side: Side::B,
         peer: 0,
         peer_name: Text::new(),
-        rings,
-        pool,
+        rings: leak(P::CHANNEL_SIZE),
+        pool: leak(pool as usize),
         pool_phys: 0,
         signal: 0,
         signals: 4,
@@ -86,7 +90,7 @@ pub fn channel_with_pool<P: Protocol>(pool: u64) -> (Client<P>, Server<P>) {
         is_read_only: false,
         mac: [0; 6],
     };
-    let client = Client::connect(&info).unwrap();
-    info.side = Side::B;
-    (client, Server::connect(&info).unwrap())
+    let server = Server::connect(&info).unwrap();
+    info.side = Side::A;
+    (server, info)
 }
