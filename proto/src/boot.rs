@@ -156,7 +156,7 @@ pub struct LineInfo {
 }
 
 /// Bytes of init's heap at [`HEAP_BASE`].
-pub const INIT_HEAP: u64 = 8 << 20;
+pub const INIT_HEAP: u64 = 4 << 20;
 /// Bytes of init's stack below [`STACK_TOP`].
 pub const INIT_STACK: u64 = 256 << 10;
 /// Slots of init's capability table.

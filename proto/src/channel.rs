@@ -197,3 +197,24 @@ impl Greeting {
         if schema == P::SCHEMA { Ok(true) } else { Err(Mismatch::Schema(schema)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blk::Blk;
+    use crate::net::Net;
+
+    #[test]
+    fn a_greeting_is_awaited_accepted_or_refused_by_the_field_that_differs() {
+        let greeting = Greeting::default();
+        assert_eq!(greeting.check::<Blk>(), Ok(false));
+        greeting.write::<Blk>();
+        assert_eq!(greeting.check::<Blk>(), Ok(true));
+        assert_eq!(greeting.check::<Net>(), Err(Mismatch::Kind(ChannelKind::Blk as u16)));
+        greeting.protocol.0.store((ChannelKind::Blk as u32) << 16 | 999, Ordering::Relaxed);
+        assert_eq!(greeting.check::<Blk>(), Err(Mismatch::Version(999)));
+        greeting.write::<Blk>();
+        greeting.schema.0.store(1, Ordering::Relaxed);
+        assert_eq!(greeting.check::<Blk>(), Err(Mismatch::Schema(1)));
+    }
+}

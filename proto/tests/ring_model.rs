@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use loom::sync::atomic::{AtomicU32, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use proto::ring::{Consumer, Index, Producer, RingHeader, Word};
@@ -73,7 +73,6 @@ struct Shared {
     words: Vec<LoomWord>,
     consumer: Event,
     producer: Event,
-    is_done: AtomicBool,
 }
 
 fn exchange(messages: u64, slots: usize) {
@@ -85,7 +84,6 @@ fn exchange(messages: u64, slots: usize) {
             words: (0..slots).map(|_| LoomWord(AtomicU64::new(0))).collect(),
             consumer: Event::new(),
             producer: Event::new(),
-            is_done: AtomicBool::new(false),
         });
         let other = shared.clone();
         let producer = thread::spawn(move || {
@@ -115,7 +113,6 @@ fn exchange(messages: u64, slots: usize) {
                 shared.consumer.wait();
             }
         }
-        shared.is_done.store(true, Ordering::Relaxed);
         producer.join().unwrap();
     });
 }
