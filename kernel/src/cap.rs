@@ -50,28 +50,7 @@ pub struct Cap {
 
 const _: () = assert!(size_of::<Cap>() == 64);
 
-impl Default for Cap {
-    fn default() -> Self {
-        Self::EMPTY
-    }
-}
-
 impl Cap {
-    /// An empty slot: all zero bytes, as in a fresh table.
-    pub const EMPTY: Self = Self {
-        kind: Cell::new(0),
-        flags: Cell::new(0),
-        rights: Cell::new(0),
-        depth: Cell::new(0),
-        count: Cell::new(0),
-        prev: Cell::new(None),
-        next: Cell::new(None),
-        base: Cell::new(0),
-        aux: Cell::new(0),
-        space: Cell::new(0),
-        link: Cell::new(None),
-    };
-
     /// What it names.
     #[inline(always)]
     pub fn kind(&self) -> u8 {

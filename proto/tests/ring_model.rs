@@ -3,6 +3,7 @@
 //! Each side does what a domain does: work until there is none, announce sleep, look again, sleep until
 //! signalled. A lost wake-up is a deadlock, which loom reports; a lost, doubled or reordered message fails
 //! an assertion.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

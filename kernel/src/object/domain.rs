@@ -48,7 +48,7 @@ impl Domain {
         let root = first.offset(1);
         crate::arch::share_kernel_half(root);
         let table = first.offset(2).direct() as *const Cap;
-        // SAFETY: the frames are the kernel's now and zero, which is `Cap::EMPTY`; nothing else refers to them.
+        // SAFETY: the frames are the kernel's now and zero, which is an empty slot; nothing else refers to them.
         let table = unsafe { core::slice::from_raw_parts(table, slots as usize) };
         let domain = super::place(
             first,

@@ -343,15 +343,6 @@ impl Backend {
         self.write_state(device, state::CLOSED);
         self.set_phase(device, Phase::Closed);
     }
-
-    /// Writes nodes of a connected device again.
-    pub fn update(&mut self, device: usize, nodes: &[(&str, &str)]) {
-        if self.devices.get(device).is_some_and(|device| device.phase == Phase::Connected) {
-            for (key, value) in nodes {
-                self.write(device, key, value);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -60,11 +60,6 @@ impl Clock {
         self.start.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
     }
 
-    /// The TSC at system time 0.
-    pub fn start(&self) -> u64 {
-        self.start
-    }
-
     /// Fills a vcpu_time_info.
     pub fn write_time(&self, page: &Page, offset: usize) {
         // An odd version says that the rest is being written.

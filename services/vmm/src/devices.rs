@@ -249,7 +249,9 @@ impl Devices {
         match result {
             Ok(()) => self.announce(handshake),
             Err(blk::Unusable(why)) => {
-                log::warn!("a frontend cannot be connected: {why}");
+                if guest.odd.allows() {
+                    log::warn!("a frontend cannot be connected: {why}");
+                }
                 self.store.backend.refused(handshake);
             }
         }

@@ -24,8 +24,6 @@ pub enum Errno {
     NoSpace = -28,
     /// Not implemented.
     NoSys = -38,
-    /// No data.
-    NoData = -61,
 }
 
 impl From<Fault> for Errno {

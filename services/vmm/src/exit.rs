@@ -10,6 +10,7 @@ use proto::toolstack::EndReason;
 use crate::hypercall::{self, Done};
 use crate::inject;
 use crate::machine::{Machine, Outcome, Platform, Vcpu, Wait, sentence};
+use crate::ports::IoDone;
 use crate::walk::{Access, Paging};
 
 const INTR: u32 = 0x60;
@@ -54,11 +55,18 @@ impl<P: Platform> Machine<P> {
             HLT => return self.halt(vcpu, state),
             CPUID => self.cpuid(vcpu, state),
             MSR => self.msr(vcpu, state),
-            IOIO => {
-                if !self.io(state) {
+            IOIO => match self.io(state) {
+                IoDone::Run => {}
+                IoDone::PowerOff => {
+                    return Outcome::End(
+                        EndReason::PowerOff,
+                        sentence(format_args!("the guest powered off")),
+                    );
+                }
+                IoDone::Senseless => {
                     return crash(format_args!("port access {:#x} that cannot be", state.exit_info1));
                 }
-            }
+            },
             INTR | NMI | SMI | VINTR => {}
             // Caches are coherent for a guest without devices of its own.
             INVD | WBINVD => self.skip(vcpu, state, 2),
@@ -178,7 +186,7 @@ impl<P: Platform> Machine<P> {
         if result.is_ok() {
             return self.skip(vcpu, state, 2);
         }
-        if self.odd.allows() {
+        if self.guest.odd.allows() {
             let what = if is_write { "writes" } else { "reads" };
             log::debug!("the guest {what} MSR {msr:#x} (value {value:#x}) at {:#x}: refused", state.rip);
         }

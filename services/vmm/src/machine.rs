@@ -73,6 +73,8 @@ pub struct Guest {
     pub store_port: Port,
     /// What the guest wrote to the console before it had a console ring.
     pub early_output: heapless::Deque<u8, 1024>,
+    /// Bounds what the guest can make the log say.
+    pub odd: Limiter,
     /// Domain ID.
     pub domid: u32,
     /// UUID.
@@ -108,6 +110,7 @@ impl Guest {
             console_port,
             store_port,
             early_output: heapless::Deque::new(),
+            odd: Limiter::default(),
             domid,
             uuid,
         };
@@ -220,8 +223,6 @@ pub struct Machine<P> {
     pub platform: P,
     /// CPUID policy.
     pub cpuid: Cpuid,
-    /// Bounds what a guest can make the log say.
-    pub odd: Limiter,
 }
 
 impl<P: Platform> Machine<P> {

@@ -24,7 +24,6 @@ use vmm::clock::Clock;
 use vmm::cpuid::{self, Cpuid};
 use vmm::devices::{Devices, Readiness};
 use vmm::entry;
-use vmm::limiter::Limiter;
 use vmm::loader::place::{self, ACPI_BASE, ACPI_PAGES, CONSOLE_GFN, Entry, XENSTORE_GFN, special};
 use vmm::loader::{LoadError, acpi, bzimage};
 use vmm::machine::{Guest, Machine, Outcome, Vcpu, Wait};
@@ -54,6 +53,7 @@ struct Vmm {
     info: &'static GuestInfo,
     event: Slot,
     supervisor: Supervisor,
+    supervise_signals: u64,
     control: Option<Server<GuestProtocol>>,
     machine: Machine<Kernel>,
     devices: Devices,
@@ -98,17 +98,16 @@ impl Vmm {
         let devices = Devices::new(&guest, &disks, &vifs).map_err(|_| "there are too few special frames")?;
         let tsc_khz = u32::try_from(env.info.tsc_khz).unwrap_or(u32::MAX);
         let policy = cpuid::Guest { domid: info.domid, tsc_khz };
-        let machine = Machine {
-            guest,
-            platform: Kernel::new(info),
-            cpuid: Cpuid::new(kernel::host_cpuid, policy),
-            odd: Limiter::default(),
-        };
+        let machine =
+            Machine { guest, platform: Kernel::new(info), cpuid: Cpuid::new(kernel::host_cpuid, policy) };
         let mut vmm = Self {
             env,
             info,
             event: env.info.event,
             supervisor: Supervisor::new(&env),
+            supervise_signals: env
+                .channel(ChannelKind::Supervise)
+                .map_or(u64::MAX, |channel| channel.signals),
             control: None,
             machine,
             devices,
@@ -167,7 +166,10 @@ impl Vmm {
     /// Serves everything that has one of the signals.
     fn serve(&mut self, signals: u64) {
         self.devices.signalled(&mut self.machine.guest, signals);
-        // The two rare ones are asked whenever anything signalled at all.
+        let control = self.control.as_ref().map_or(0, |control| control.info().signals);
+        if signals & (self.supervise_signals | control) == 0 && self.phase != Phase::Starting {
+            return;
+        }
         loop {
             while let Some(request) = self.supervisor.next() {
                 self.supervise(request);

@@ -2,12 +2,13 @@
 //!
 //! Reads answer all ones, so that PIC, PCI, UARTs and CMOS are seen as absent; the PIT's second counter
 //! answers 0, because Linux polls it a hundred thousand times while it reads 0xff. Writes go nowhere, but
-//! port 0xe9, the customary debug console. String instructions go element by element, a bounded number
+//! port 0xe9, the customary debug console, and the sleep register that the ACPI tables name. String instructions go element by element, a bounded number
 //! per exit. Source: AMD64 APM vol. 2, 15.10.2 (EXITINFO1 of IOIO).
 
 use proto::abi::{VcpuState, gpr, groups, seg};
 
 use crate::inject;
+use crate::loader::acpi::{SLEEP_CONTROL_PORT, SLEEP_S5};
 use crate::machine::{Machine, Platform};
 use crate::walk::{EFER_LMA, Paging};
 
@@ -55,13 +56,27 @@ fn decode(info: u64) -> Option<Io> {
     })
 }
 
+/// What an IOIO exit leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoDone {
+    /// The guest goes on.
+    Run,
+    /// It asked ACPI to power off.
+    PowerOff,
+    /// The exit makes no sense.
+    Senseless,
+}
+
 impl<P: Platform> Machine<P> {
-    /// Serves an IOIO exit. `false`: the exit makes no sense.
-    pub fn io(&mut self, state: &mut VcpuState) -> bool {
-        let Some(io) = decode(state.exit_info1) else { return false };
+    /// Serves an IOIO exit.
+    pub fn io(&mut self, state: &mut VcpuState) -> IoDone {
+        let Some(io) = decode(state.exit_info1) else { return IoDone::Senseless };
         if io.is_string {
             self.string_io(state, io);
-            return true;
+            return IoDone::Run;
+        }
+        if !io.is_in && io.port == SLEEP_CONTROL_PORT && state.gprs[gpr::RAX] as u8 == SLEEP_S5 {
+            return IoDone::PowerOff;
         }
         if io.is_in {
             let value = u64::from(read_port(io));
@@ -75,7 +90,7 @@ impl<P: Platform> Machine<P> {
             self.guest.write_early(core::iter::once(state.gprs[gpr::RAX] as u8));
         }
         inject::finish_at(state, state.exit_info2);
-        true
+        IoDone::Run
     }
 
     fn string_io(&mut self, state: &mut VcpuState, io: Io) {
@@ -160,15 +175,26 @@ mod tests {
         {
             state.gprs[gpr::RAX] = before;
             state.exit_info1 = info(0xcfc, bits);
-            assert!(machine.io(&mut state));
+            assert_eq!(machine.io(&mut state), IoDone::Run);
             assert_eq!(state.gprs[gpr::RAX], after);
         }
         state.exit_info1 = info(0x42, 0x11);
         state.gprs[gpr::RAX] = 0x1ff;
-        assert!(machine.io(&mut state));
+        assert_eq!(machine.io(&mut state), IoDone::Run);
         assert_eq!((state.gprs[gpr::RAX], state.rip), (0x100, 0x1234));
         state.exit_info1 = info(0x42, 0x71);
-        assert!(!machine.io(&mut state));
+        assert_eq!(machine.io(&mut state), IoDone::Senseless);
+    }
+
+    #[test]
+    fn s5_powers_off_and_other_values_do_not() {
+        let (mut machine, _) = machine();
+        let mut state = blank();
+        state.exit_info1 = info(u64::from(SLEEP_CONTROL_PORT), 0x10);
+        state.gprs[gpr::RAX] = 0x14;
+        assert_eq!(machine.io(&mut state), IoDone::Run);
+        state.gprs[gpr::RAX] = 0x34;
+        assert_eq!(machine.io(&mut state), IoDone::PowerOff);
     }
 
     #[test]
@@ -182,7 +208,7 @@ mod tests {
         state.gprs[gpr::RCX] = 600;
         let mut exits = 0;
         while state.rip == 0x100 {
-            assert!(machine.io(&mut state));
+            assert_eq!(machine.io(&mut state), IoDone::Run);
             exits += 1;
         }
         assert_eq!((state.gprs[gpr::RSI], state.gprs[gpr::RCX]), (0x2000 + 600, 0));
@@ -197,11 +223,11 @@ mod tests {
         state.store = groups::SEGMENTS;
         state.exit_info1 = info(0x60, 0x15 | 2 << 7);
         state.gprs[gpr::RDI] = 0x3000;
-        assert!(machine.io(&mut state));
+        assert_eq!(machine.io(&mut state), IoDone::Run);
         assert_eq!(machine.guest.memory.page(crate::memory::Gfn(3)).unwrap().u16(0), 0xff);
         state.store = groups::SEGMENTS;
         state.gprs[gpr::RDI] = 0x5000_0000;
-        assert!(machine.io(&mut state));
+        assert_eq!(machine.io(&mut state), IoDone::Run);
         assert_eq!((state.inject & 0x8000_07ff, state.cr2), (0x8000_030e, 0x5000_0000));
     }
 }

@@ -9,7 +9,6 @@ use rt::channel::{Client, Server};
 
 use crate::clock::Clock;
 use crate::cpuid::{self, Cpuid};
-use crate::limiter::Limiter;
 use crate::machine::{Guest, Machine, MapFailed, Platform, Vcpu};
 use crate::memory::{Gfn, tests::fake};
 
@@ -56,8 +55,7 @@ pub fn guest() -> Guest {
 /// A machine with one vCPU.
 pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
     let policy = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
-    let machine =
-        Machine { guest: guest(), platform: FakePlatform::default(), cpuid: policy, odd: Limiter::default() };
+    let machine = Machine { guest: guest(), platform: FakePlatform::default(), cpuid: policy };
     (machine, Vcpu::new(0))
 }
 

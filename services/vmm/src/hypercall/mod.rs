@@ -28,6 +28,8 @@ const SCHED_OP: u64 = 29;
 const EVENT_CHANNEL_OP: u64 = 32;
 const HVM_OP: u64 = 34;
 
+/// Index of `r10` in the state's registers.
+const R10: usize = 10;
 /// CS attribute L.
 const CODE_64: u32 = 1 << 9;
 /// Most bytes that one CONSOLEIO_write takes.
@@ -96,12 +98,12 @@ pub fn dispatch<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state: &
     let done = if state.cpl != 0 {
         Done::Answer(Err(Errno::Perm))
     } else if state.efer & EFER_LMA == 0 || state.cs_attributes & CODE_64 == 0 {
-        if machine.odd.allows() {
+        if machine.guest.odd.allows() {
             log::debug!("hypercall {number} from 32-bit code, which is not served yet");
         }
         Done::Answer(Err(Errno::NoSys))
     } else {
-        let args = [gpr::RDI, gpr::RSI, gpr::RDX, gpr::R8 + 2, gpr::R8].map(|index| state.gprs[index]);
+        let args = [gpr::RDI, gpr::RSI, gpr::RDX, R10, gpr::R8].map(|index| state.gprs[index]);
         let call = Call { machine, vcpu, paging: Paging::of(state), args };
         serve(call, number)
     };
@@ -127,7 +129,7 @@ fn serve<P: Platform>(mut call: Call<'_, P>, number: u64) -> Done {
         HVM_OP => hvm::call(&mut call),
         _ => Err(Errno::NoSys),
     };
-    if answer == Err(Errno::NoSys) && call.machine.odd.allows() {
+    if answer == Err(Errno::NoSys) && call.machine.guest.odd.allows() {
         log::debug!("hypercall {number} ({first:#x}, {second:#x}) is not implemented");
     }
     Done::Answer(answer)

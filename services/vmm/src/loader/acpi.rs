@@ -1,4 +1,5 @@
-//! The guest's ACPI tables: RSDP, XSDT, FADT (hardware-reduced), an empty DSDT and a MADT.
+//! The guest's ACPI tables: RSDP, XSDT, FADT (hardware-reduced), a DSDT that only
+//! names S5, and a MADT.
 //!
 //! The two FADT boot flags (no VGA, no CMOS clock) are how Linux recognises a PVH guest when a boot loader
 //! started it; without a MADT it never sets up the Xen clock. Source: ACPI 6.5, 5.2.
@@ -16,6 +17,16 @@ const RSDP_LEN: usize = 36;
 const HW_REDUCED: u32 = 1 << 20;
 /// FADT IA-PC boot architecture flags: VGA not present, CMOS clock not present.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
+/// Hardware-reduced sleep registers (FADT 244 and 256): one byte each, in I/O space.
+pub const SLEEP_CONTROL_PORT: u16 = 0xb004;
+/// See [`SLEEP_CONTROL_PORT`].
+pub const SLEEP_STATUS_PORT: u16 = 0xb005;
+/// Sleep type that stands for S5 in the DSDT below.
+const S5_TYPE: u8 = 5;
+/// What is written to the sleep control register to power off: type in bits 2-4, SLP_EN in bit 5.
+pub const SLEEP_S5: u8 = S5_TYPE << 2 | 1 << 5;
+/// `Name (_S5, Package (4) { 5, 5, 0, 0 })`: without it Linux has no way to power off but to halt.
+const S5_AML: [u8; 14] = [0x08, b'_', b'S', b'5', b'_', 0x12, 0x08, 4, 0x0a, S5_TYPE, 0x0a, S5_TYPE, 0, 0];
 /// MADT local APIC address.
 const LAPIC_BASE: u32 = 0xfee0_0000;
 
@@ -58,7 +69,7 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
 
 /// All tables, to be placed at guest-physical `base`, which is also the RSDP's address.
 pub fn tables(base: u64, processors: &[Processor]) -> Vec<u8> {
-    let dsdt = table(b"DSDT", 2, &[]);
+    let dsdt = table(b"DSDT", 2, &S5_AML);
     let mut madt_body = Vec::new();
     madt_body.extend_from_slice(&LAPIC_BASE.to_le_bytes());
     madt_body.extend_from_slice(&0u32.to_le_bytes());
@@ -81,6 +92,11 @@ pub fn tables(base: u64, processors: &[Processor]) -> Vec<u8> {
     put(&mut fadt_body, 109 - HEADER, &BOOT_ARCH.to_le_bytes());
     put(&mut fadt_body, 112 - HEADER, &HW_REDUCED.to_le_bytes());
     put(&mut fadt_body, 140 - HEADER, &dsdt_at.to_le_bytes());
+    for (at, port) in [(244, SLEEP_CONTROL_PORT), (256, SLEEP_STATUS_PORT)] {
+        // Generic address: I/O space, 8 bits wide, at bit 0, byte access.
+        put(&mut fadt_body, at - HEADER, &[1, 8, 0, 1]);
+        put(&mut fadt_body, at + 4 - HEADER, &u64::from(port).to_le_bytes());
+    }
     let fadt_at = add(&mut blob, &table(b"FACP", 5, &fadt_body));
     let madt_at = add(&mut blob, &madt);
     let mut pointers = [0; 16];
@@ -132,6 +148,8 @@ mod tests {
         }
         assert_eq!(fadt.len(), 268);
         assert_eq!(fadt[109..111], 0x24u16.to_le_bytes());
+        assert_eq!(u64_at(fadt, 248), u64::from(SLEEP_CONTROL_PORT));
+        assert_eq!(dsdt[36..].len(), S5_AML.len());
         assert_eq!(madt[44..], [0, 8, 0, 0, 1, 0, 0, 0, 0, 8, 1, 2, 1, 0, 0, 0]);
         assert_eq!(madt[40..44], [0; 4]);
     }
