@@ -68,14 +68,16 @@ impl Cpu {
     /// Charges the time since the last call to whoever had it.
     #[cfg(target_os = "none")]
     #[inline(always)]
-    fn charge(&self) {
+    fn charge(&self, account: &Cell<u64>) {
         let now = arch::tsc();
         let spent = now.wrapping_sub(self.last_charge.replace(now));
-        let account = match self.current.get() {
-            Some(thread) => &thread.cpu_time,
-            None => &self.idle_time,
-        };
         account.set(account.get().wrapping_add(spent));
+    }
+
+    /// The account of what runs.
+    #[cfg(target_os = "none")]
+    fn account(&self) -> &Cell<u64> {
+        self.current.get().map_or(&self.idle_time, |thread| &thread.cpu_time)
     }
 
     /// Priority of what runs; `None` while idle.
@@ -104,18 +106,21 @@ impl Cpu {
         }
     }
 
-    /// Arms or disarms the slice of the running thread.
+    /// Arms or disarms the slice of the thread that runs from now on.
     #[inline(always)]
-    fn update_slice(&self) {
-        let Some(thread) = self.current.get() else {
+    fn update_slice(&self, thread: &Thread) {
+        if self.queue.has_level(thread.priority.get()) {
+            self.arm_slice(thread);
+        } else {
             self.slice_end.set(0);
-            return;
-        };
-        if !self.queue.has_level(thread.priority.get()) {
-            if self.slice_end.get() != 0 {
-                self.slice_end.set(0);
-            }
-        } else if self.slice_end.get() == 0 {
+        }
+    }
+
+    /// Arms the slice of a thread that shares its priority, unless it is armed.
+    #[cold]
+    #[inline(never)]
+    fn arm_slice(&self, thread: &Thread) {
+        if self.slice_end.get() == 0 {
             let slice = u64::from(thread.weight.get()) * (arch::tsc_khz() * SLICE_MS / WEIGHT_DEFAULT);
             self.slice_end.set(arch::tsc().wrapping_add(slice).max(1));
             self.program_timer();
@@ -142,7 +147,9 @@ pub fn wake(thread: &'static Thread) {
     thread.state.set(ThreadState::Running);
     if !thread.is_queued.get() && !cpu.current.get().is_some_and(|current| core::ptr::eq(current, thread)) {
         cpu.queue.push(thread, Place::Back);
-        cpu.update_slice();
+        if let Some(current) = cpu.current.get() {
+            cpu.update_slice(current);
+        }
     }
 }
 
@@ -230,27 +237,43 @@ pub fn reschedule() -> ! {
     loop {
         if let Some(thread) = cpu.queue.pop() {
             cpu.slice_end.set(0);
-            switch_to(thread);
+            switch(cpu, cpu.account(), thread);
         }
-        cpu.charge();
+        cpu.charge(cpu.account());
         cpu.current.set(None);
         cpu.slice_end.set(0);
         cpu.program_timer();
         arch::idle_once();
-        cpu.charge();
+        cpu.charge(&cpu.idle_time);
     }
 }
 
-/// Runs a thread that is not queued, now.
+/// Stops running `from` and runs `to`, which is not queued, now.
 #[cfg(target_os = "none")]
 #[inline(always)]
-pub fn switch_to(thread: &'static Thread) -> ! {
+pub fn switch_to(from: &'static Thread, to: &'static Thread) -> ! {
+    switch(this(), &from.cpu_time, to)
+}
+
+#[cfg(target_os = "none")]
+#[inline(always)]
+fn switch(cpu: &'static Cpu, account: &Cell<u64>, to: &'static Thread) -> ! {
+    cpu.charge(account);
+    cpu.current.set(Some(to));
+    cpu.update_slice(to);
+    arch::activate(cpu, to);
+    resume(to)
+}
+
+/// Runs `woken`, whom an interrupt woke and who is more important than `current`, which goes on as its
+/// `resume` says.
+#[cfg(target_os = "none")]
+#[inline(always)]
+pub fn preempt(current: &'static Thread, woken: &'static Thread) -> ! {
     let cpu = this();
-    cpu.charge();
-    cpu.current.set(Some(thread));
-    cpu.update_slice();
-    arch::activate(cpu, thread);
-    resume(thread)
+    cpu.queue.push(current, Place::Front);
+    woken.state.set(ThreadState::Running);
+    switch(cpu, &current.cpu_time, woken)
 }
 
 /// Leaves the kernel for a thread that is current and whose context is loaded.
@@ -259,11 +282,11 @@ pub fn switch_to(thread: &'static Thread) -> ! {
 pub fn resume(thread: &'static Thread) -> ! {
     match thread.resume.get() {
         Resume::Syscall => {
-            if let Some(event) = thread.waiting.take() {
-                thread.regs[reg::RAX].set(0);
-                thread.regs[reg::RDX].set(event.take());
-            }
-            arch::return_from_syscall(thread)
+            let (status, value) = match thread.waiting.take() {
+                Some(event) => (0, event.collect()),
+                None => (thread.regs[reg::RAX].get(), thread.regs[reg::RDX].get()),
+            };
+            arch::return_from_syscall(thread, status, value)
         }
         Resume::Interrupt => arch::return_from_interrupt(thread),
         Resume::Vcpu => arch::continue_vcpu(thread),

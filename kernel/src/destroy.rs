@@ -142,6 +142,10 @@ fn destroy_domain(domain: &'static Domain, budget: &mut u32) -> Result<(), Error
         }
     }
     domain.space.dissolve();
+    // A range that another table's capability enabled goes with the domain.
+    if !domain.ports.is_empty() {
+        crate::arch::ports_changed();
+    }
     Ok(())
 }
 

@@ -151,7 +151,11 @@ pub fn event_timer(caller: &'static Thread, event: u64, deadline: u64, signals: 
 /// # Errors
 /// `Dead` without a VM; `Busy` when another thread runs it.
 #[inline(always)]
-pub fn vcpu_run(caller: &'static Thread, vcpu: u64, event: u64) -> Result<(), Error> {
+pub fn vcpu_run(
+    caller: &'static Thread,
+    vcpu: u64,
+    event: u64,
+) -> Result<(&'static Vcpu, &'static Event), Error> {
     let vcpu: &'static Vcpu = slot(caller, vcpu)?.object(rights::CONTROL)?;
     let event: &'static Event = slot(caller, event)?.object(rights::WAIT)?;
     if vcpu.vm.get().is_none() {
@@ -163,7 +167,7 @@ pub fn vcpu_run(caller: &'static Thread, vcpu: u64, event: u64) -> Result<(), Er
     vcpu.runner.set(Some(caller));
     caller.vcpu.set(Some(vcpu));
     caller.vcpu_event.set(Some(event));
-    Ok(())
+    Ok((vcpu, event))
 }
 
 /// `ThreadYield`.

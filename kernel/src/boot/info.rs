@@ -26,7 +26,7 @@ pub struct BootInfo {
     pub bundle: Region,
     /// Command line, cut to fit.
     pub cmdline: Vec<u8, 1024>,
-    /// ACPI root pointer, or 0.
+    /// Address of the ACPI root pointer, or 0: not known (multiboot2).
     pub rsdp: u64,
 }
 
@@ -117,8 +117,7 @@ pub fn parse_multiboot2(memory: &impl Memory, at: u64) -> Option<BootInfo> {
                     entry += step;
                 }
             }
-            // A copy of the RSDP inside the tag; the newer one (15) is listed after the older one (14).
-            14 | 15 => info.rsdp = tag + 8,
+            // The RSDP's tags (14, 15) hold a copy, in memory that will be somebody's RAM: no address to keep.
             _ => {}
         }
         tag += size.max(8).next_multiple_of(8);

@@ -64,6 +64,12 @@ impl Event {
         if self.pending.load(Ordering::Relaxed) == 0 { 0 } else { self.pending.swap(0, Ordering::SeqCst) }
     }
 
+    /// Takes all signals, of which there is at least one unless somebody was faster.
+    #[inline(always)]
+    pub fn collect(&self) -> u64 {
+        self.pending.swap(0, Ordering::SeqCst)
+    }
+
     /// Makes `thread` the waiter. `Ok(0)`: it has to block; otherwise the signals that were there.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub const RANGES_MAX: usize = 4;
 /// The enabled ranges of a domain.
 #[derive(Debug, Default)]
 pub struct EnabledPorts {
+    count: Cell<u8>,
     ranges: [Cell<Option<&'static Cap>>; RANGES_MAX],
 }
 
@@ -23,6 +24,7 @@ impl EnabledPorts {
     pub fn enable(&self, cap: &'static Cap) -> Result<(), Error> {
         let free = self.ranges.iter().find(|range| range.get().is_none()).ok_or(Error::NoMemory)?;
         free.set(Some(cap));
+        self.count.set(self.count.get() + 1);
         Ok(())
     }
 
@@ -31,6 +33,7 @@ impl EnabledPorts {
         for range in &self.ranges {
             if range.get().is_some_and(|enabled| core::ptr::eq(enabled, cap)) {
                 range.set(None);
+                self.count.set(self.count.get() - 1);
             }
         }
     }
@@ -38,7 +41,7 @@ impl EnabledPorts {
     /// No range is enabled.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.ranges.iter().all(|range| range.get().is_none())
+        self.count.get() == 0
     }
 
     /// First port and count of each enabled range.

@@ -9,8 +9,10 @@ use x86_64::registers::rflags::RFlags;
 
 use super::{apic, guest, halt, tables, this_cpu};
 use crate::cpu::{self, Cpu};
+use crate::object::event::Event;
 use crate::object::irq;
 use crate::object::thread::{Resume, Thread, reg};
+use crate::object::vcpu::Vcpu;
 use crate::schedule::Place;
 use crate::syscall::{self, Answer, Outcome};
 
@@ -28,7 +30,7 @@ unsafe extern "C" {
     fn syscall_entry();
     fn interrupt_stubs();
     #[link_name = "return_from_syscall"]
-    fn asm_return_from_syscall(thread: *const ()) -> !;
+    fn asm_return_from_syscall(thread: *const (), status: u64, value: u64) -> !;
     #[link_name = "return_from_interrupt"]
     fn asm_return_from_interrupt(thread: *const ()) -> !;
     #[link_name = "continue_vcpu"]
@@ -42,12 +44,13 @@ pub fn stub(vector: u64) -> VirtAddr {
 
 /// Leaves the kernel for a thread that made a system call.
 #[inline(always)]
-pub fn return_from_syscall(thread: &'static Thread) -> ! {
+pub fn return_from_syscall(thread: &'static Thread, status: u64, value: u64) -> ! {
     // SAFETY: the thread is current, its context is loaded, its saved registers are of a system call.
-    unsafe { asm_return_from_syscall(core::ptr::from_ref(thread).cast()) }
+    unsafe { asm_return_from_syscall(core::ptr::from_ref(thread).cast(), status, value) }
 }
 
 /// Leaves the kernel for a thread that was interrupted.
+#[inline(always)]
 pub fn return_from_interrupt(thread: &'static Thread) -> ! {
     // SAFETY: the thread is current, its context is loaded, all of its registers are saved.
     unsafe { asm_return_from_interrupt(core::ptr::from_ref(thread).cast()) }
@@ -96,12 +99,12 @@ fn finish(caller: &'static Thread, answer: Answer) -> Returned {
         Err(error) => Returned { status: error as u64, value: 0 },
         Ok(Outcome::Handover(next)) => {
             caller.resume.set(Resume::Syscall);
-            cpu::switch_to(next)
+            cpu::switch_to(caller, next)
         }
         Ok(Outcome::Displaced(next)) => {
             syscall::park(caller, 0, 0);
             cpu::this().queue.push(caller, Place::Front);
-            cpu::switch_to(next)
+            cpu::switch_to(caller, next)
         }
         Ok(Outcome::Blocked) => {
             caller.resume.set(Resume::Syscall);
@@ -169,17 +172,14 @@ calls! {
 extern "C" fn vcpu_run(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
     let caller = caller();
     match syscall::vcpu_run(caller, vcpu, event) {
-        Ok(()) => run_vcpu(caller),
+        Ok((vcpu, event)) => run_vcpu(caller, vcpu, event),
         Err(error) => Returned { status: error as u64, value: 0 },
     }
 }
 
 /// Runs the thread's vCPU until there is something to tell the thread, or something more important to run.
-#[inline]
-fn run_vcpu(thread: &'static Thread) -> Returned {
-    let (Some(vcpu), Some(event)) = (thread.vcpu.get(), thread.vcpu_event.get()) else {
-        return Returned { status: Error::Dead as u64, value: 0 };
-    };
+#[inline(always)]
+fn run_vcpu(thread: &'static Thread, vcpu: &'static Vcpu, event: &'static Event) -> Returned {
     let signals = loop {
         let signals = event.take();
         if signals != 0 {
@@ -187,6 +187,17 @@ fn run_vcpu(thread: &'static Thread) -> Returned {
         }
         match guest::enter(vcpu) {
             guest::Exit::ForVmm => break 0,
+            guest::Exit::InterruptForVmm => {
+                super::interrupt_window();
+                if cpu::needs_reschedule() {
+                    vcpu.runner.set(None);
+                    thread.vcpu.set(None);
+                    syscall::park(thread, 0, 0);
+                    cpu::requeue_current();
+                    cpu::reschedule();
+                }
+                break 0;
+            }
             guest::Exit::Interrupt => {
                 super::interrupt_window();
                 if cpu::needs_reschedule() {
@@ -205,9 +216,11 @@ fn run_vcpu(thread: &'static Thread) -> Returned {
 #[unsafe(no_mangle)]
 extern "C" fn vcpu_continued() -> ! {
     let thread = caller();
-    let Returned { status, value } = run_vcpu(thread);
-    syscall::park(thread, status, value);
-    return_from_syscall(thread)
+    let Returned { status, value } = match (thread.vcpu.get(), thread.vcpu_event.get()) {
+        (Some(vcpu), Some(event)) => run_vcpu(thread, vcpu, event),
+        _ => Returned { status: Error::Dead as u64, value: 0 },
+    };
+    return_from_syscall(thread, status, value)
 }
 
 type Handler = extern "C" fn(u64, u64, u64, u64, u64, u64) -> Returned;
@@ -248,16 +261,17 @@ static syscall_table: [Handler; 30] = {
     table
 };
 
-/// Handles a hardware interrupt; the caller looks whether to reschedule.
+/// Handles a hardware interrupt. Answers the thread that a device's interrupt woke, which the caller has to
+/// make ready; after any interrupt it looks whether to reschedule.
 #[inline(always)]
-fn interrupt(vector: u64) {
+fn interrupt(vector: u64) -> Option<&'static Thread> {
     let line = match vector {
         apic::TIMER_VECTOR => {
             apic::end_of_interrupt();
             cpu::timer_interrupt();
-            return;
+            return None;
         }
-        apic::SPURIOUS_VECTOR => return,
+        apic::SPURIOUS_VECTOR => return None,
         apic::FIRST_MSI_VECTOR..apic::TIMER_VECTOR => vector - apic::FIRST_MSI_VECTOR + irq::GSI_LINES,
         _ => {
             let line = vector.wrapping_sub(apic::FIRST_LINE_VECTOR);
@@ -268,9 +282,7 @@ fn interrupt(vector: u64) {
         }
     };
     apic::end_of_interrupt();
-    if let Some(thread) = irq::fire(line) {
-        cpu::wake(thread);
-    }
+    irq::fire(line)
 }
 
 const NMI: u64 = 2;
@@ -281,9 +293,13 @@ const FIRST_INTERRUPT: u64 = 32;
 extern "C" fn interrupt_from_user(vector: u64) -> ! {
     let thread = caller();
     if vector >= FIRST_INTERRUPT {
-        interrupt(vector);
+        thread.resume.set(Resume::Interrupt);
+        match interrupt(vector) {
+            Some(woken) if woken.priority.get() > thread.priority.get() => cpu::preempt(thread, woken),
+            Some(woken) => cpu::wake(woken),
+            None => {}
+        }
         if cpu::needs_reschedule() {
-            thread.resume.set(Resume::Interrupt);
             cpu::requeue_current();
             cpu::reschedule();
         }
@@ -332,7 +348,9 @@ struct Frame {
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_from_kernel(vector: u64, frame: &Frame) {
     if vector >= FIRST_INTERRUPT {
-        interrupt(vector);
+        if let Some(woken) = interrupt(vector) {
+            cpu::wake(woken);
+        }
     } else if vector != NMI {
         halt(format_args!(
             "exception {vector} in ring 0: error {:#x}, address {:#x}, rip {:#x}, rsp {:#x}, cs {:#x}",

@@ -45,12 +45,11 @@ syscall_entry:
     xorl %edx, %edx
     jmp 1b
 
-# return_from_syscall(thread): as above for a thread that blocked; rax and rdx from its saved registers.
+# return_from_syscall(thread, status, value): as above for a thread that blocked.
     .balign 16
     .globl return_from_syscall
 return_from_syscall:
-    movq (%rdi), %rax
-    movq 16(%rdi), %rdx
+    movq %rsi, %rax
     movq 24(%rdi), %rbx
     movq 40(%rdi), %rbp
     movq 96(%rdi), %r12

@@ -148,6 +148,8 @@ pub enum Exit {
     ForVmm,
     /// A physical interrupt is pending; the guest can be entered again afterwards.
     Interrupt,
+    /// A physical interrupt is pending, and the state page says so: the VMM has to look at it.
+    InterruptForVmm,
 }
 
 impl GuestContext {
@@ -196,7 +198,7 @@ impl GuestContext {
 }
 
 /// Enters the guest once.
-#[inline]
+#[inline(always)]
 pub fn enter(vcpu: &'static Vcpu) -> Exit {
     let cpu = this_cpu();
     let context = &vcpu.context;
@@ -210,13 +212,7 @@ pub fn enter(vcpu: &'static Vcpu) -> Exit {
     block.tlb_control = 0;
     if context.asid_generation.get() != cpu.arch.asids.generation.get() || context.unmaps_seen.get() != unmaps
     {
-        let (asid, generation, must_flush) = cpu.arch.asids.take();
-        block.asid = asid;
-        context.asid_generation.set(generation);
-        context.unmaps_seen.set(unmaps);
-        if must_flush {
-            block.tlb_control = vmcb::FLUSH_ALL;
-        }
+        renew_asid(cpu, context, block, unmaps);
     }
     // SAFETY: the state page is a frame pinned for this vCPU; its VMM may change it at any time, so every
     // field is read once, volatile, and nothing is believed.
@@ -242,11 +238,25 @@ pub fn enter(vcpu: &'static Vcpu) -> Exit {
     leave(block, state)
 }
 
+/// A fresh ASID, so that nothing that was unmapped is found in the TLB.
+#[cold]
+#[inline(never)]
+fn renew_asid(cpu: &'static Cpu, context: &GuestContext, block: &mut Vmcb, unmaps: u64) {
+    let (asid, generation, must_flush) = cpu.arch.asids.take();
+    block.asid = asid;
+    context.asid_generation.set(generation);
+    context.unmaps_seen.set(unmaps);
+    if must_flush {
+        block.tlb_control = vmcb::FLUSH_ALL;
+    }
+}
+
 /// Copies what the VMM may know of the exit.
 #[inline(always)]
 fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
     // Upper half undefined on some implementations for VMEXIT_INVALID.
     let code = block.exit_code & 0xffff_ffff;
+    let is_interrupt;
     // SAFETY: as in `enter`.
     unsafe {
         (&raw mut (*state).gprs[gpr::RAX]).write_volatile(block.rax);
@@ -256,7 +266,11 @@ fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
         let vector = (block.virtual_interrupt >> vmcb::V_VECTOR_SHIFT) as u32 & 0xff;
         let pending = if block.virtual_interrupt & vmcb::V_IRQ != 0 { INTERRUPT_PENDING } else { 0 };
         (&raw mut (*state).interrupt).write_volatile(vector | pending);
-        if matches!(code, vmcb::EXIT_INTR | vmcb::EXIT_NMI | vmcb::EXIT_SMI | vmcb::EXIT_INIT) {
+        is_interrupt =
+            matches!(code, vmcb::EXIT_INTR | vmcb::EXIT_NMI | vmcb::EXIT_SMI | vmcb::EXIT_INIT);
+        // An emulated VMRUN would ignore an interrupt shadow and deliver a pending virtual interrupt between
+        // `sti` and `hlt`, so that the guest would sleep over its wake-up: the VMM has to look at that.
+        if is_interrupt && (pending == 0 || block.interrupt_shadow & 1 == 0) {
             // An event whose delivery the interrupt broke off is delivered at the next entry.
             if block.exit_int_info & vmcb::EVENT_VALID != 0 {
                 (&raw mut (*state).inject).write_volatile(block.exit_int_info);
@@ -284,7 +298,7 @@ fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
             store_groups(block, state, store);
         }
     }
-    Exit::ForVmm
+    if is_interrupt { Exit::InterruptForVmm } else { Exit::ForVmm }
 }
 
 /// The virtual interrupt field for what the VMM wants delivered.
@@ -301,6 +315,8 @@ fn virtual_interrupt(interrupt: u32) -> u64 {
 ///
 /// # Safety
 /// `state` is the vCPU's state page.
+#[cold]
+#[inline(never)]
 unsafe fn load_groups(block: &mut Vmcb, state: *const VcpuState, load: u32) {
     // SAFETY: the caller's; the copy is the kernel's own afterwards.
     let state = unsafe { state.read_volatile() };
@@ -338,6 +354,8 @@ unsafe fn load_groups(block: &mut Vmcb, state: *const VcpuState, load: u32) {
 ///
 /// # Safety
 /// `state` is the vCPU's state page.
+#[cold]
+#[inline(never)]
 unsafe fn store_groups(block: &Vmcb, state: *mut VcpuState, store: u32) {
     // SAFETY: the caller's.
     unsafe {

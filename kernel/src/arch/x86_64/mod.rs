@@ -38,7 +38,7 @@ pub struct ArchCpu {
     pub slice_is_over: Cell<bool>,
     /// Level-4 table that CR3 holds.
     root: Cell<u64>,
-    /// Whose ports the port bitmap shows.
+    /// Whose ports the port bitmap holds, whether or not the processor sees it now.
     ports_of: Cell<Option<&'static Domain>>,
     /// The vCPU whose FPU, XCR0 and debug registers the processor holds.
     guest_state_of: Cell<Option<&'static Vcpu>>,
@@ -151,23 +151,41 @@ pub fn has_virtualisation() -> bool {
 /// Loads a thread's context: address space, interrupt stack, ports.
 #[inline(always)]
 pub fn activate(cpu: &'static Cpu, thread: &'static Thread) {
-    let root = thread.domain.space.root.phys().0;
+    let domain = thread.domain;
+    let root = domain.space.root.phys().0;
     if cpu.arch.root.get() != root {
         cpu.arch.root.set(root);
         // SAFETY: the domain's table holds the kernel's half, and its frames are the kernel's.
         unsafe { core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
     }
     tables::set_interrupt_stack(&raw const thread.regs as u64 + (reg::COUNT * 8) as u64);
-    if !cpu.arch.ports_of.get().is_some_and(|domain| core::ptr::eq(domain, thread.domain)) {
-        cpu.arch.ports_of.set(Some(thread.domain));
-        tables::show_ports(&thread.domain.ports);
+    if domain.ports.is_empty() {
+        tables::hide_ports();
+    } else {
+        show_ports(cpu, domain);
     }
 }
 
-/// Enabled ports of some domain changed.
+/// Lets a domain use its ports. The bitmap is changed only when another domain has ports too.
+#[cold]
+#[inline(never)]
+fn show_ports(cpu: &'static Cpu, domain: &'static Domain) {
+    let before = cpu.arch.ports_of.replace(Some(domain));
+    if !before.is_some_and(|before| core::ptr::eq(before, domain)) {
+        if let Some(before) = before {
+            tables::set_ports(&before.ports, false);
+        }
+        tables::set_ports(&domain.ports, true);
+    }
+    tables::show_ports();
+}
+
+/// Enabled ports of some domain changed, or a domain that had some is going.
 pub fn ports_changed() {
     let cpu = this_cpu();
-    cpu.arch.ports_of.set(None);
+    if cpu.arch.ports_of.take().is_some() {
+        tables::clear_ports();
+    }
     if let Some(thread) = cpu.current.get() {
         activate(cpu, thread);
     }

@@ -130,32 +130,37 @@ pub fn set_interrupt_stack(top: u64) {
     high.set((top >> 32) as u32);
 }
 
-/// Enables exactly these ports.
+/// Hides the bitmap: no port is enabled.
 #[inline(always)]
-pub fn show_ports(ports: &EnabledPorts) {
-    if ports.is_empty() {
-        TSS.0.bitmap_base.set(NO_PORTS);
-    } else {
-        fill_bitmap(ports);
-    }
+pub fn hide_ports() {
+    TSS.0.bitmap_base.set(NO_PORTS);
 }
 
-fn fill_bitmap(ports: &EnabledPorts) {
+/// Lets the processor see the bitmap.
+pub fn show_ports() {
+    TSS.0.bitmap_base.set(BITMAP);
+}
+
+/// Disables every port in the bitmap.
+pub fn clear_ports() {
     for word in &TSS.0.bitmap {
         word.set(u64::MAX);
     }
+}
+
+/// Enables or disables ranges in the bitmap.
+pub fn set_ports(ports: &EnabledPorts, are_enabled: bool) {
     for (first, count) in ports.iter() {
         let end = (first + count).min(1 << 16);
         let mut port = first;
         while port < end {
             let (index, bit) = ((port / 64) as usize, port % 64);
             let width = (64 - bit).min(end - port);
-            let enabled = if width == 64 { u64::MAX } else { ((1 << width) - 1) << bit };
+            let mask = if width == 64 { u64::MAX } else { ((1 << width) - 1) << bit };
             if let Some(word) = TSS.0.bitmap.get(index) {
-                word.set(word.get() & !enabled);
+                word.set(if are_enabled { word.get() & !mask } else { word.get() | mask });
             }
             port += width;
         }
     }
-    TSS.0.bitmap_base.set(BITMAP);
 }
