@@ -11,7 +11,7 @@
 
 use core::cell::Cell;
 
-use proto::abi::{Error, ObjectType, Slot};
+use proto::abi::{Error, ObjectType};
 
 use crate::object::Object;
 
@@ -222,14 +222,12 @@ impl Cap {
 /// A capability table: the slots that a domain's frames hold.
 pub type Table = [Cap];
 
-/// The slot `slot` of a table; slot 0 is never valid.
+/// A slot of a table by its number as a caller gives it. Slot 0 is always empty: nobody may fill it, so
+/// that only who fills slots has to look for it.
 ///
 /// # Errors
 /// `BadSlot`.
 #[inline(always)]
-pub fn slot(table: &'static Table, slot: Slot) -> Result<&'static Cap, Error> {
-    match table.get(slot as usize) {
-        Some(cap) if slot != 0 => Ok(cap),
-        _ => Err(Error::BadSlot),
-    }
+pub fn slot(table: &'static Table, number: u64) -> Result<&'static Cap, Error> {
+    table.get(number as usize).ok_or(Error::BadSlot)
 }

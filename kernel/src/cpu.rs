@@ -66,7 +66,6 @@ impl Cpu {
     }
 
     /// Charges the time since the last call to whoever had it.
-    #[cfg(target_os = "none")]
     #[inline(always)]
     fn charge(&self, account: &Cell<u64>) {
         let now = arch::tsc();
@@ -122,7 +121,10 @@ impl Cpu {
     fn arm_slice(&self, thread: &Thread) {
         if self.slice_end.get() == 0 {
             let slice = u64::from(thread.weight.get()) * (arch::tsc_khz() * SLICE_MS / WEIGHT_DEFAULT);
-            self.slice_end.set(arch::tsc().wrapping_add(slice).max(1));
+            // What it used already counts: a thread that is displaced all the time, perhaps because it
+            // signals more important ones all the time, would else never make room for its peers.
+            let used = thread.cpu_time.get().wrapping_sub(thread.slice_start.get());
+            self.slice_end.set(arch::tsc().wrapping_add(slice.saturating_sub(used)).max(1));
             self.program_timer();
         }
     }
@@ -144,7 +146,6 @@ pub fn this() -> &'static Cpu {
 #[inline]
 pub fn wake(thread: &'static Thread) {
     let cpu = this();
-    thread.state.set(ThreadState::Running);
     if !thread.is_queued.get() && !cpu.current.get().is_some_and(|current| core::ptr::eq(current, thread)) {
         cpu.queue.push(thread, Place::Back);
         if let Some(current) = cpu.current.get() {
@@ -155,6 +156,7 @@ pub fn wake(thread: &'static Thread) {
 
 /// Makes a started thread ready.
 pub fn start(thread: &'static Thread) {
+    thread.state.set(ThreadState::Running);
     wake(thread);
 }
 
@@ -225,6 +227,10 @@ pub fn requeue_current() {
     if let Some(thread) = cpu.current.get()
         && !thread.is_queued.get()
     {
+        if place == Place::Back {
+            // All of it belongs to the slice that ends here.
+            cpu.charge(&thread.cpu_time);
+        }
         cpu.queue.push(thread, place);
     }
 }
@@ -260,7 +266,10 @@ pub fn switch_to(from: &'static Thread, to: &'static Thread) -> ! {
 fn switch(cpu: &'static Cpu, account: &Cell<u64>, to: &'static Thread) -> ! {
     cpu.charge(account);
     cpu.current.set(Some(to));
-    cpu.update_slice(to);
+    cpu.slice_end.set(0);
+    if cpu.queue.has_level(to.priority.get()) {
+        cpu.arm_slice(to);
+    }
     arch::activate(cpu, to);
     resume(to)
 }
@@ -272,7 +281,6 @@ fn switch(cpu: &'static Cpu, account: &Cell<u64>, to: &'static Thread) -> ! {
 pub fn preempt(current: &'static Thread, woken: &'static Thread) -> ! {
     let cpu = this();
     cpu.queue.push(current, Place::Front);
-    woken.state.set(ThreadState::Running);
     switch(cpu, &current.cpu_time, woken)
 }
 
@@ -280,15 +288,48 @@ pub fn preempt(current: &'static Thread, woken: &'static Thread) -> ! {
 #[cfg(target_os = "none")]
 #[inline(always)]
 pub fn resume(thread: &'static Thread) -> ! {
+    if let Some(event) = thread.waiting.take() {
+        arch::return_from_syscall(thread, 0, event.collect());
+    }
     match thread.resume.get() {
         Resume::Syscall => {
-            let (status, value) = match thread.waiting.take() {
-                Some(event) => (0, event.collect()),
-                None => (thread.regs[reg::RAX].get(), thread.regs[reg::RDX].get()),
-            };
-            arch::return_from_syscall(thread, status, value)
+            arch::return_from_syscall(thread, thread.regs[reg::RAX].get(), thread.regs[reg::RDX].get())
         }
         Resume::Interrupt => arch::return_from_interrupt(thread),
         Resume::Vcpu => arch::continue_vcpu(thread),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    /// A thread that signalled more important ones all the time got a new slice after each of them, and its
+    /// peers never ran.
+    #[test]
+    fn a_thread_that_is_displaced_all_the_time_makes_room_for_its_peers() {
+        let (thread, peer, cpu) = (World::new().thread, World::new().thread, this());
+        let slice = arch::tsc_khz() * SLICE_MS;
+        cpu.current.set(Some(thread));
+        cpu.queue.push(peer, Place::Back);
+        let left = || {
+            cpu.slice_end.set(0);
+            cpu.update_slice(thread);
+            cpu.slice_end.get() - arch::tsc()
+        };
+        assert!(left() > slice / 2);
+        thread.cpu_time.set(slice - 1000);
+        // It was displaced and comes back.
+        requeue_current();
+        assert!(core::ptr::eq(cpu.queue.pop().unwrap(), thread));
+        assert!(left() < 1000);
+        // Its slice is over: the peer is next, and it has a whole slice before it again.
+        cpu.arch.slice_is_over.set(true);
+        requeue_current();
+        assert!(core::ptr::eq(cpu.queue.pop().unwrap(), peer));
+        cpu.queue.remove(thread);
+        cpu.queue.push(peer, Place::Back);
+        assert!(left() > slice / 2);
     }
 }

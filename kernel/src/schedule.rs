@@ -10,9 +10,9 @@ use crate::object::thread::Thread;
 /// Where in its priority's queue a thread is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// First: it was preempted.
+    /// First: it was preempted, and goes on with what is left of its slice.
     Front,
-    /// Last: it woke up, or used its slice.
+    /// Last: it woke up, or used its slice; a new slice begins.
     Back,
 }
 
@@ -66,6 +66,7 @@ impl RunQueue {
         thread.is_queued.set(true);
         match place {
             Place::Back => {
+                thread.slice_start.set(thread.cpu_time.get());
                 let last = level.last.replace(Some(thread));
                 thread.queue_prev.set(last);
                 thread.queue_next.set(None);

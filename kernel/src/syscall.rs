@@ -46,7 +46,7 @@ const DONE: Answer = Ok(Outcome::Value(0));
 
 #[inline(always)]
 fn slot(caller: &Thread, slot: u64) -> Result<&'static Cap, Error> {
-    caller.domain.slot(slot as u32)
+    caller.domain.slot(slot)
 }
 
 /// The domain named by a slot, 0 meaning the caller's own.
@@ -56,7 +56,10 @@ fn domain(caller: &Thread, number: u64) -> Result<&'static Domain, Error> {
 
 /// An empty slot of a domain.
 fn empty(domain: &Domain, number: u64) -> Result<&'static Cap, Error> {
-    let cap = domain.slot(number as u32)?;
+    if number == 0 {
+        return Err(Error::BadSlot);
+    }
+    let cap = domain.slot(number)?;
     if cap.is_empty() { Ok(cap) } else { Err(Error::SlotInUse) }
 }
 
@@ -67,7 +70,6 @@ pub fn event_signal(caller: &'static Thread, event: u64) -> Answer {
     let event: &Event = cap.object(rights::SIGNAL)?;
     let Some(woken) = event.signal(cap.aux.get()) else { return DONE };
     if woken.priority.get() > caller.priority.get() {
-        woken.state.set(ThreadState::Running);
         return Ok(Outcome::Displaced(woken));
     }
     cpu::wake(woken);
@@ -86,7 +88,6 @@ fn block_on(caller: &'static Thread, event: &'static Event) -> Answer {
     match event.wait(caller)? {
         0 => {
             caller.waiting.set(Some(event));
-            caller.state.set(ThreadState::Waiting);
             Ok(Outcome::Blocked)
         }
         signals => Ok(Outcome::Value(signals)),
@@ -117,11 +118,7 @@ pub fn event_signal_and_wait(caller: &'static Thread, signal: u64, wait: u64) ->
         }
     };
     let Some(woken) = woken else { return Ok(outcome) };
-    if matches!(outcome, Outcome::Blocked)
-        && woken.priority.get() >= caller.priority.get()
-        && cpu::this().queue.highest() <= Some(woken.priority.get())
-    {
-        woken.state.set(ThreadState::Running);
+    if matches!(outcome, Outcome::Blocked) && cpu::this().queue.highest() <= Some(woken.priority.get()) {
         return Ok(Outcome::Handover(woken));
     }
     cpu::wake(woken);
@@ -318,7 +315,7 @@ fn thread_field(thread: &Thread, field: Field) -> u64 {
     let number = field as u64;
     match field {
         Field::CpuTime => thread.cpu_time.get(),
-        Field::ThreadState => thread.state.get() as u64,
+        Field::ThreadState => thread.state() as u64,
         Field::FaultVector => thread.fault[0].get(),
         Field::FaultCode => thread.fault[1].get(),
         Field::FaultAddress => thread.fault[2].get(),
@@ -455,7 +452,7 @@ fn expect_not_self(caller: &'static Thread, cap: &Cap) -> Result<(), Error> {
 /// `CapDelete`.
 pub fn cap_delete(caller: &'static Thread, of: u64, number: u64) -> Answer {
     let _tree = TREE.lock();
-    let cap = domain(caller, of)?.slot(number as u32)?;
+    let cap = domain(caller, of)?.slot(number)?;
     if cap.is_empty() {
         return Err(Error::BadSlot);
     }

@@ -55,7 +55,7 @@ impl World {
 
     /// A capability of the world's domain.
     pub fn cap(&self, slot: u32) -> &'static Cap {
-        self.thread.domain.slot(slot).unwrap()
+        self.thread.domain.slot(slot.into()).unwrap()
     }
 
     /// Cuts `count` frames off the RAM in slot 16 into `slot`.

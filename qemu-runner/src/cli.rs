@@ -95,9 +95,12 @@ pub struct BenchArgs {
     /// Give up after this time.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
-    /// Write the streams to this folder.
+    /// Write the streams of the default guest's machine to this folder.
     #[arg(long, value_name = "DIR")]
     pub log: Option<PathBuf>,
+    /// Write the figures to this file, as a list of objects with name, value, unit and peer.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 impl RunArgs {

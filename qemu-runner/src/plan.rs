@@ -81,6 +81,19 @@ pub enum Kernels {
 /// # Errors
 /// All that is wrong with them, with places.
 pub fn plan(configs: &[ConfigFile], kernels: Kernels, progress: Progress) -> Result<Plan, Error> {
+    plan_some(configs, configs.len(), kernels, progress)
+}
+
+/// [`plan`] where only the first guests start with the machine; the others wait for `xl create`.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_some(
+    configs: &[ConfigFile],
+    started: usize,
+    kernels: Kernels,
+    progress: Progress,
+) -> Result<Plan, Error> {
     if configs.len() > CONFIGS_MAX {
         return Err(Error::Usage(format!("{} guests; at most {CONFIGS_MAX} are possible", configs.len())));
     }
@@ -96,7 +109,7 @@ pub fn plan(configs: &[ConfigFile], kernels: Kernels, progress: Progress) -> Res
     if !planner.problems.is_empty() {
         return Err(Error::Usage(planner.problems.join("\n")));
     }
-    let packed = pack(configs, &resources)?;
+    let packed = pack(configs, started, &resources)?;
     let mut plan = planner.plan;
     plan.files_bytes += packed.len() as u64;
     plan.files.push(File::bytes(CONFIGS_FILE, packed));
@@ -110,11 +123,12 @@ struct Named {
     name: String,
 }
 
-fn pack(configs: &[ConfigFile], resources: &[Vec<Named>]) -> Result<Vec<u8>, Error> {
+fn pack(configs: &[ConfigFile], started: usize, resources: &[Vec<Named>]) -> Result<Vec<u8>, Error> {
     let mut packed = GuestConfigs::default();
-    for (file, resources) in configs.iter().zip(resources) {
+    for (index, (file, resources)) in configs.iter().zip(resources).enumerate() {
         let list = resources.iter().map(|r| Resource { path: &r.path, name: &r.name }).collect();
-        let config = PackedConfig { file: &file.name, text: &file.text, is_autostart: true, resources: list };
+        let is_autostart = index < started;
+        let config = PackedConfig { file: &file.name, text: &file.text, is_autostart, resources: list };
         packed.configs.push(config).map_err(|_| Error::Usage("too many guests".to_owned()))?;
     }
     postcard::to_stdvec(&packed)

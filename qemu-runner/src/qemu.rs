@@ -49,6 +49,8 @@ pub struct Config {
     pub kernel: PathBuf,
     /// The boot bundle.
     pub bundle: PathBuf,
+    /// A CD image that the firmware boots, in place of kernel and bundle.
+    pub cdrom: Option<PathBuf>,
     /// Accelerator.
     pub accel: Accel,
     /// Deterministic: one instruction is one nanosecond.
@@ -97,9 +99,14 @@ impl Config {
         add(&["-m", &self.memory_mib.to_string(), "-smp", &self.smp.to_string()]);
         // A triple fault ends the run instead of starting it again, and so does a reset.
         add(&["-no-reboot"]);
-        // The kernel has a PVH entry: QEMU loads it as it is, and the bundle as its module.
-        add(&["-kernel", &self.kernel.display().to_string(), "-initrd", &self.bundle.display().to_string()]);
-        add(&["-append", "debug-exit"]);
+        match &self.cdrom {
+            Some(image) => add(&["-cdrom", &image.display().to_string()]),
+            // The kernel has a PVH entry: QEMU loads it as it is, and the bundle as its module.
+            None => {
+                let (kernel, bundle) = (self.kernel.display().to_string(), self.bundle.display().to_string());
+                add(&["-kernel", &kernel, "-initrd", &bundle, "-append", "debug-exit"]);
+            }
+        }
         // A status for whoever started the machine: see `Exit::of_code`.
         add(&["-device", &format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=4")]);
         match self.serial {
@@ -196,6 +203,7 @@ mod tests {
             program: "qemu-system-x86_64".into(),
             kernel: "/k".into(),
             bundle: "/b".into(),
+            cdrom: None,
             accel: Accel::Tcg,
             has_icount: false,
             memory_mib: 2048,

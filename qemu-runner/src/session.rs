@@ -9,7 +9,7 @@ use image_builder::{BuildRequest, BundleSpec, Progress, pack_image};
 use crate::accel::{self, Accel};
 use crate::host::tools;
 use crate::machine::Machine;
-use crate::plan::{ConfigFile, Kernels, Plan, machine_memory, plan};
+use crate::plan::{ConfigFile, Kernels, Plan, machine_memory, plan_some};
 use crate::qemu::{Config, Net, Serial};
 use crate::{Error, host};
 
@@ -18,11 +18,13 @@ use crate::{Error, host};
 pub struct Request {
     /// Guests.
     pub guests: Vec<ConfigFile>,
+    /// Guests that do not start with the machine but with `xl create`.
+    pub further_guests: Vec<ConfigFile>,
     /// How their kernels are treated.
     pub kernels: Kernels,
     /// A system manifest that replaces the shipped one: name and text.
     pub manifest: Option<(String, String)>,
-    /// Programs beside the workspace's own, for tests.
+    /// Programs beside the workspace's own, or in place of those of the same name, for tests.
     pub programs: Vec<Program>,
     /// Options of services: service, `key=value`.
     pub options: Vec<(String, String)>,
@@ -51,6 +53,7 @@ impl Request {
     pub fn new(guests: Vec<ConfigFile>) -> Self {
         Self {
             guests,
+            further_guests: Vec::new(),
             kernels: Kernels::Unpack,
             manifest: None,
             programs: Vec::new(),
@@ -87,10 +90,12 @@ impl Session {
     pub fn prepare(request: &Request) -> Result<Self, Error> {
         let progress = request.progress;
         let mut programs = of_workspace();
+        programs.retain(|own| !request.programs.iter().any(|other| other.name == own.name));
         programs.extend(request.programs.iter().cloned());
         let manifest = load_manifest(request, &programs)?;
         // What the user wrote is checked first: compiling takes a while.
-        let plan = plan(&request.guests, request.kernels, progress)?;
+        let guests = [&request.guests[..], &request.further_guests[..]].concat();
+        let plan = plan_some(&guests, request.guests.len(), request.kernels, progress)?;
         for warning in &plan.warnings {
             progress.say(warning);
         }
@@ -119,6 +124,7 @@ impl Session {
             program,
             kernel: image.kernel,
             bundle: image.bundle,
+            cdrom: None,
             accel,
             has_icount: request.has_icount,
             memory_mib,

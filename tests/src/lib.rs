@@ -4,7 +4,9 @@
 //! the system said. At most two machines run at once, whatever the number of test threads.
 #![allow(clippy::panic, clippy::missing_panics_doc, reason = "this is test code; a panic is a failed test")]
 
+pub mod grub;
 pub mod http;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,13 +66,20 @@ pub fn start(name: &str, request: &Request) -> Running {
 
 /// [`start`] without the wait.
 pub fn launch(name: &str, request: &Request) -> Running {
-    let session = must(Session::prepare(request));
+    launch_with(name, request, |_| {})
+}
+
+/// [`launch`] after a change to what was prepared.
+pub fn launch_with(name: &str, request: &Request, change: impl FnOnce(&mut Session)) -> Running {
+    let mut session = must(Session::prepare(request));
+    change(&mut session);
     let slot = slot();
     let machine = must(session.start(Some(&cache_dir().join("logs").join(name))));
     Running { machine, session, _slot: slot }
 }
 
-fn slot() -> Lock {
+/// Waits until one machine more may run; it counts while the lock lives.
+pub fn slot() -> Lock {
     loop {
         for number in 0..MACHINES {
             if let Some(lock) = must(Lock::try_take(&cache_dir().join(format!("machine-{number}.lock")))) {

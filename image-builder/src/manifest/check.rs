@@ -99,7 +99,7 @@ impl Check<'_> {
         self.range("priority", &service.priority, 0, PRIORITY_MAX);
         self.range("heap-kib", &service.heap_kib, 16, HEAP_KIB_MAX);
         if let Some(weight) = &service.weight {
-            self.range("weight", weight, 1, 65535);
+            self.range("weight", weight, 1, 4096);
         }
         if let Some(stack) = &service.stack_kib {
             self.range("stack-kib", stack, 8, STACK_KIB_MAX);

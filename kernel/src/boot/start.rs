@@ -208,7 +208,7 @@ impl Init {
     }
 
     fn slot(&self, slot: Slot) -> &'static Cap {
-        match self.domain.slot(slot) {
+        match self.domain.slot(u64::from(slot)) {
             Ok(cap) => cap,
             Err(error) => arch::halt(format_args!("init's table is too small: {error:?}")),
         }

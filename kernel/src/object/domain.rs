@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use proto::abi::{Error, ObjectType, Slot};
+use proto::abi::{Error, ObjectType};
 
 use super::ports::EnabledPorts;
 use super::space::{Space, SpaceKind};
@@ -69,8 +69,8 @@ impl Domain {
     /// # Errors
     /// `BadSlot`.
     #[inline(always)]
-    pub fn slot(&self, slot: Slot) -> Result<&'static Cap, Error> {
-        cap::slot(self.table, slot)
+    pub fn slot(&self, number: u64) -> Result<&'static Cap, Error> {
+        cap::slot(self.table, number)
     }
 
     /// All of its slots.

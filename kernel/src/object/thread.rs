@@ -50,9 +50,9 @@ pub enum Resume {
 pub struct Thread {
     /// Saved registers.
     pub regs: [Cell<u64>; reg::COUNT],
-    /// How it goes on.
+    /// How it goes on, unless it waits: then with the signals of its event.
     pub resume: Cell<Resume>,
-    /// What it does.
+    /// What it does, but for waiting: see [`Thread::state`].
     pub state: Cell<ThreadState>,
     /// It is in its CPU's run queue.
     pub is_queued: Cell<bool>,
@@ -70,6 +70,8 @@ pub struct Thread {
     pub vcpu_event: Cell<Option<&'static Event>>,
     /// TSC ticks on a CPU.
     pub cpu_time: Cell<u64>,
+    /// What `cpu_time` was when its time slice began: when it last went behind its peers.
+    pub slice_start: Cell<u64>,
     /// Neighbours in the run queue.
     pub queue_prev: Cell<Option<&'static Thread>>,
     /// Neighbours in the run queue.
@@ -108,6 +110,7 @@ impl Thread {
             vcpu: Cell::new(None),
             vcpu_event: Cell::new(None),
             cpu_time: Cell::new(0),
+            slice_start: Cell::new(0),
             queue_prev: Cell::new(None),
             queue_next: Cell::new(None),
             fault: [Cell::new(NO_FAULT), Cell::new(0), Cell::new(0)],
@@ -118,6 +121,12 @@ impl Thread {
             progress: [const { Cell::new(0) }; 3],
             header: Header::default(),
         }
+    }
+
+    /// What it does.
+    pub fn state(&self) -> ThreadState {
+        let is_ready = self.waiting.get().is_none() || self.is_queued.get();
+        if is_ready { self.state.get() } else { ThreadState::Waiting }
     }
 
     /// Enters a new thread into its domain's list, and its fault event's.

@@ -9,6 +9,7 @@ use proto::console::OperatorResponse;
 
 use crate::editor::{Edited, Editor};
 use crate::escape::for_terminal;
+use crate::replay::Replay;
 use crate::state::{Record, Shared, one_line};
 
 /// Ctrl+].
@@ -43,6 +44,8 @@ pub(crate) struct Interactive {
     notices: VecDeque<String>,
     notices_lost: usize,
     is_booting: bool,
+    /// Filter of the shown guest's old output, and where that ends.
+    replay: Option<(Replay, u64)>,
     /// Guest to show as soon as its console appears.
     awaited: Option<u32>,
     /// Name of the guest that ended while it was shown, until a key is pressed: if it is started again,
@@ -65,6 +68,7 @@ impl Interactive {
             awaited: None,
             ended: None,
             dump: None,
+            replay: None,
         }
     }
 
@@ -132,6 +136,7 @@ impl Interactive {
     fn open_guest(&mut self, shared: &mut Shared, channel: u32) {
         let Some(guest) = shared.guests.get_mut(channel) else { return };
         guest.shown = guest.text.first_line();
+        self.replay = Some((Replay::default(), guest.text.end()));
         let title = format!("\r\x1b[KConsole of {}: {HOW_TO_LEAVE}\r\n", one_line(&guest.name));
         self.screen = Screen::Guest(channel);
         self.awaited = None;
@@ -324,10 +329,26 @@ impl Interactive {
     }
 
     fn pump_guest(&mut self, shared: &mut Shared, channel: u32) {
-        let room = shared.bulk_room();
+        let mut room = shared.bulk_room();
         let Some(guest) = shared.guests.get_mut(channel) else { return };
-        let (text, next) = guest.text.read(guest.shown, room);
-        guest.shown = next;
+        let mut text = Vec::new();
+        if let Some((replay, end)) = &mut self.replay {
+            let old = usize::try_from(end.saturating_sub(guest.shown)).unwrap_or(usize::MAX);
+            let (piece, next) = guest.text.read(guest.shown, room.min(old));
+            guest.shown = next;
+            room -= piece.len();
+            text = replay.filter(&piece);
+            if next >= *end {
+                text.extend(replay.finish());
+                self.replay = None;
+            }
+        }
+        // What the guest writes now goes to the terminal as it is.
+        if self.replay.is_none() {
+            let (piece, next) = guest.text.read(guest.shown, room);
+            guest.shown = next;
+            text.extend(piece);
+        }
         let is_over = guest.is_gone && guest.unshown() == 0;
         let name = one_line(&guest.name);
         shared.write(&text);

@@ -79,6 +79,29 @@ fn boot_shows_inits_lines_then_the_first_guest() {
     assert_eq!(shown(&mut console), "login: ");
 }
 
+/// A shell's old questions to the terminal were asked again with the scrollback, and the answers typed at
+/// whatever the guest ran by then.
+#[test]
+fn old_questions_to_the_terminal_are_not_asked_again() {
+    let mut console = booted();
+    console.guest_output(WEB, b"");
+    shown(&mut console);
+    console.guest_output(WEB, b"# \x1b[6nls\r\n");
+    // The first output after an empty scrollback is shown in the same turn, question and all.
+    assert!(console.pump());
+    assert_eq!(shown(&mut console), "# \x1b[6nls\r\n");
+    keys(&mut console, b"\x1d");
+    console.guest_output(WEB, b"bin \x1b[c");
+    let id = {
+        keys(&mut console, b"xl console web\r");
+        command(&mut console).unwrap().0
+    };
+    console.response(&OperatorResponse::Attach { id, domid: 5 });
+    console.guest_output(WEB, b"# \x1b[6n");
+    let screen = shown(&mut console);
+    assert!(screen.ends_with("# ls\r\nbin # \x1b[6n"), "{screen:?}");
+}
+
 #[test]
 fn without_a_guest_there_is_the_prompt() {
     let mut console = Console::new(Mode::Interactive);

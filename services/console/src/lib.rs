@@ -14,6 +14,7 @@
 //! | `state` | what both modes share |
 //! | `interactive` | mode for a person at a terminal |
 //! | `mux` | mode for a program that runs the machine |
+//! | `replay` | what of the scrollback is shown again |
 #![no_std]
 
 extern crate alloc;
@@ -23,6 +24,7 @@ pub mod escape;
 pub mod guests;
 mod interactive;
 mod mux;
+mod replay;
 pub mod state;
 pub mod text_ring;
 pub mod uart;

@@ -17,10 +17,12 @@ const INTR: u32 = 0x60;
 const NMI: u32 = 0x61;
 const SMI: u32 = 0x62;
 const VINTR: u32 = 0x64;
+const RDPMC: u32 = 0x6f;
 const CPUID: u32 = 0x72;
 const INVD: u32 = 0x76;
 const PAUSE: u32 = 0x77;
 const HLT: u32 = 0x78;
+const INVLPGA: u32 = 0x7a;
 const IOIO: u32 = 0x7b;
 const MSR: u32 = 0x7c;
 const SHUTDOWN: u32 = 0x7f;
@@ -58,10 +60,7 @@ impl<P: Platform> Machine<P> {
             IOIO => match self.io(state) {
                 IoDone::Run => {}
                 IoDone::PowerOff => {
-                    return Outcome::End(
-                        EndReason::PowerOff,
-                        sentence(format_args!("the guest powered off")),
-                    );
+                    return Outcome::End(EndReason::PowerOff, sentence(format_args!("through ACPI")));
                 }
                 IoDone::Senseless => {
                     return crash(format_args!("port access {:#x} that cannot be", state.exit_info1));
@@ -75,7 +74,9 @@ impl<P: Platform> Machine<P> {
                 return Outcome::Yield;
             }
             // Neither SVM nor MONITOR nor XSAVE is shown to the guest.
-            VMRUN | VMLOAD..=SKINIT | MONITOR..=XSETBV => inject::invalid_opcode(state),
+            VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=XSETBV => inject::invalid_opcode(state),
+            // There are no counters.
+            RDPMC => inject::general_protection(state),
             NPF => return nested_fault(state),
             SHUTDOWN => {
                 return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
@@ -349,6 +350,17 @@ mod tests {
         state.exit_int_info = 0x8000_0480;
         machine.handle_exit(&mut vcpu, &mut state);
         assert_eq!(state.inject, 0, "INT n is executed again");
+    }
+
+    /// INVLPGA and RDPMC, which the kernel intercepts, ended the guest.
+    #[test]
+    fn what_the_guest_is_not_shown_is_an_exception_and_not_its_end() {
+        let (mut machine, mut vcpu) = machine();
+        for (code, vector) in [(VMRUN, 6), (0x84, 6), (INVLPGA, 6), (XSETBV, 6), (RDPMC, 13)] {
+            let mut state = exit(code);
+            assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run, "{code:#x}");
+            assert_eq!((state.inject as u8, state.rip), (vector, 0x5000), "{code:#x}");
+        }
     }
 
     #[test]

@@ -134,7 +134,9 @@ impl Default for AsidPool {
 pub struct GuestContext {
     vmcb: Pfn,
     fpu: Pfn,
-    state: Pfn,
+    /// Where the kernel sees the VMCB and the state page.
+    block: *mut Vmcb,
+    state: *mut VcpuState,
     asid_generation: Cell<u64>,
     unmaps_seen: Cell<u64>,
     xcr0: Cell<u64>,
@@ -180,7 +182,8 @@ impl GuestContext {
         Ok(Self {
             vmcb: vmcb_frame,
             fpu,
-            state,
+            block: vmcb_frame.direct() as *mut Vmcb,
+            state: state.direct() as *mut VcpuState,
             asid_generation: Cell::new(0),
             unmaps_seen: Cell::new(0),
             xcr0: Cell::new(1),
@@ -203,8 +206,8 @@ pub fn enter(vcpu: &'static Vcpu) -> Exit {
     let cpu = this_cpu();
     let context = &vcpu.context;
     // SAFETY: the VMCB's frame is the kernel's, reached by one CPU at a time (`Vcpu::runner`).
-    let block = unsafe { &mut *(context.vmcb.direct() as *mut Vmcb) };
-    let state = context.state.direct() as *mut VcpuState;
+    let block = unsafe { &mut *context.block };
+    let state = context.state;
     if !cpu.arch.guest_state_of.get().is_some_and(|owner| core::ptr::eq(owner, vcpu)) {
         switch_guest_state(cpu, vcpu);
     }
@@ -266,8 +269,7 @@ fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
         let vector = (block.virtual_interrupt >> vmcb::V_VECTOR_SHIFT) as u32 & 0xff;
         let pending = if block.virtual_interrupt & vmcb::V_IRQ != 0 { INTERRUPT_PENDING } else { 0 };
         (&raw mut (*state).interrupt).write_volatile(vector | pending);
-        is_interrupt =
-            matches!(code, vmcb::EXIT_INTR | vmcb::EXIT_NMI | vmcb::EXIT_SMI | vmcb::EXIT_INIT);
+        is_interrupt = matches!(code, vmcb::EXIT_INTR | vmcb::EXIT_NMI | vmcb::EXIT_SMI | vmcb::EXIT_INIT);
         // An emulated VMRUN would ignore an interrupt shadow and deliver a pending virtual interrupt between
         // `sti` and `hlt`, so that the guest would sleep over its wake-up: the VMM has to look at that.
         if is_interrupt && (pending == 0 || block.interrupt_shadow & 1 == 0) {

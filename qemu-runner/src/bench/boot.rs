@@ -1,0 +1,218 @@
+//! The default guest under `-icount`: its start, its exits as it sees them itself, and memory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use image_builder::{Progress, elf};
+use regex::Regex;
+
+use crate::Error;
+use crate::bench::report::Row;
+use crate::guest;
+use crate::machine::{Guest, Machine};
+use crate::plan::default_config;
+use crate::session::{Request, Session};
+
+/// Samples that [`PROBE`] takes of each exit.
+const SAMPLES: usize = 128;
+/// Instructions of [`PROBE`] between two stamps: RDTSC and three more. The intercepted one is not counted.
+const PROBE_OWN: u64 = 4;
+
+/// A Linux program. It stamps 128 times around CPUID and 128 times around VMMCALL (`xen_version`, from ring 3,
+/// which is answered -EPERM), and writes the differences to its standard output:
+///
+/// ```text
+///     sub rsp, 1024; mov rbp, rsp; xor r13d, r13d
+/// 1:  rdtsc; mov r14d, eax; xor eax, eax; xor ecx, ecx; cpuid; rdtsc; sub eax, r14d; mov [rbp + 4*r13], eax
+///     rdtsc; mov r14d, eax; mov eax, 17; mov edi, 0; vmmcall; rdtsc; sub eax, r14d; mov [rbp + 4*r13 + 512], eax
+///     inc r13d; cmp r13d, 128; jne 1b
+///     write(1, rbp, 1024); exit(0)
+/// ```
+#[rustfmt::skip]
+const PROBE: [u8; 106] = [
+    0x48, 0x81, 0xec, 0x00, 0x04, 0x00, 0x00, 0x48, 0x89, 0xe5, 0x45, 0x31, 0xed,
+    0x0f, 0x31, 0x41, 0x89, 0xc6, 0x31, 0xc0, 0x31, 0xc9, 0x0f, 0xa2,
+    0x0f, 0x31, 0x44, 0x29, 0xf0, 0x42, 0x89, 0x44, 0xad, 0x00,
+    0x0f, 0x31, 0x41, 0x89, 0xc6, 0xb8, 0x11, 0x00, 0x00, 0x00, 0xbf, 0x00, 0x00, 0x00, 0x00, 0x0f, 0x01, 0xd9,
+    0x0f, 0x31, 0x44, 0x29, 0xf0, 0x42, 0x89, 0x84, 0xad, 0x00, 0x02, 0x00, 0x00,
+    0x41, 0xff, 0xc5, 0x41, 0x81, 0xfd, 0x80, 0x00, 0x00, 0x00, 0x75, 0xc0,
+    0xb8, 0x01, 0x00, 0x00, 0x00, 0xbf, 0x01, 0x00, 0x00, 0x00, 0x48, 0x89, 0xee, 0xba, 0x00, 0x04, 0x00, 0x00,
+    0x0f, 0x05, 0xb8, 0x3c, 0x00, 0x00, 0x00, 0x31, 0xff, 0x0f, 0x05,
+];
+
+/// The probe as an ELF file of one segment.
+fn probe() -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 120;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let len = HEADERS + PROBE.len() as u64;
+    for (value, width) in [
+        (2, 2),
+        (62, 2),
+        (1, 4),
+        (BASE + HEADERS, 8),
+        (64, 8),
+        (0, 8),
+        (0, 4),
+        (64, 2),
+        (56, 2),
+        (1, 2),
+        (0, 2),
+        (0, 2),
+        (0, 2),
+        (1, 4),
+        (5, 4),
+        (0, 8),
+        (BASE, 8),
+        (BASE, 8),
+        (len, 8),
+        (len, 8),
+        (4096, 8u64),
+    ] {
+        file.extend(u64::to_le_bytes(value).iter().take(width as usize));
+    }
+    file.extend(PROBE);
+    file
+}
+
+/// Boots and measures.
+///
+/// # Errors
+/// The machine or its guest does not come up, or not in time.
+pub fn measure(timeout: Duration, log: Option<&Path>, progress: Progress) -> Result<Vec<Row>, Error> {
+    let mut request = Request::new(vec![default_config(None, None, None, progress)?]);
+    request.has_icount = true;
+    request.progress = progress;
+    let session = Session::prepare(&request)?;
+    let machine = session.start(log)?;
+    machine.wait_up(timeout)?;
+    let mut shell = machine.guest(guest::NAME).from_start();
+    shell.wait_shell(timeout)?;
+    let start = time(&machine, &mut shell, timeout)?;
+    let mut rows = exits(&mut shell, timeout)?;
+    rows.extend(start);
+    rows.extend(memory(&machine, timeout)?);
+    machine.quit(Duration::from_secs(60))?;
+    rows.extend(sizes(&session)?);
+    Ok(rows)
+}
+
+/// Exits as the guest sees them, the whole way to the VMM and back.
+fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Row>, Error> {
+    let bytes: String = probe().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let command =
+        format!("printf '{bytes}' >/tmp/probe && chmod +x /tmp/probe && /tmp/probe | od -An -v -t u4");
+    let (output, status) = shell.shell(&command, timeout)?;
+    let samples: Vec<u64> = output.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    if status != 0 || samples.len() != 2 * SAMPLES {
+        return Err(Error::Died(format!("the probe in the guest ended with status {status}: {output}")));
+    }
+    let figure = |name: &str, samples: &[u64], peer: &str| {
+        Row::new(name, median(samples).saturating_sub(PROBE_OWN), "instructions").beside(peer)
+    };
+    let (cpuid, vmmcall) = samples.split_at(SAMPLES);
+    Ok(vec![
+        figure("guest CPUID, seen by the guest, kernel and VMM", cpuid, "Xen 6148, KVM 3278"),
+        figure("guest VMMCALL, seen by the guest, kernel and VMM", vmmcall, "Xen 6183, KVM 3514"),
+    ])
+}
+
+fn median(samples: &[u64]) -> u64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+}
+
+/// How long the guest took to start: by its own clock, and as time on the CPU of its domain.
+fn time(machine: &Machine, shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Row>, Error> {
+    let (domains, _) = machine.exec("xl list -l", timeout)?;
+    let (log, _) = shell.shell("dmesg | grep ' as init process'", timeout)?;
+    let stamp = Regex::new(r"\[ *(\d+)\.(\d{6})\] Run /init").map_err(|e| Error::Usage(e.to_string()))?;
+    let found = stamp.captures(&log).and_then(|found| {
+        let number = |index| found.get(index)?.as_str().parse::<u64>().ok();
+        Some(number(1)? * 1_000_000 + number(2)?)
+    });
+    let init = found.ok_or_else(|| Error::Died(format!("the guest's log has no init in it: {log}")))?;
+    let total: u64 = list(&domains)?.iter().map(|domain| number(domain, "cpu_time_us")).sum();
+    let own = list(&domains)?.iter().filter(|d| is_guest(d)).map(|d| number(d, "cpu_time_us")).sum::<u64>();
+    Ok(vec![
+        Row::new("guest kernel's start to its init, guest's clock", init, "thousand instructions")
+            .beside("Xen 1549000, KVM 1444000"),
+        Row::new(
+            "guest domain (VMM and guest), from its creation to the shell",
+            own,
+            "thousand instructions",
+        )
+        .beside("to its init: Xen 3600000, KVM 1690000"),
+        Row::new("whole system, from its start to the guest's shell", total, "thousand instructions"),
+    ])
+}
+
+fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
+    serde_json::from_str(text).map_err(|e| Error::Died(format!("`xl list -l` is no JSON: {e}\n{text}")))
+}
+
+fn number(domain: &serde_json::Value, key: &str) -> u64 {
+    domain.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0)
+}
+
+fn is_guest(domain: &serde_json::Value) -> bool {
+    domain.get("is_guest").and_then(serde_json::Value::as_bool).unwrap_or(false)
+}
+
+/// Memory of the system and of what each guest takes beside its own.
+fn memory(machine: &Machine, timeout: Duration) -> Result<Vec<Row>, Error> {
+    let (info, _) = machine.exec("xl info", timeout)?;
+    let value = |key: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim_start_matches([' ', ':']).trim().parse::<u64>().ok()
+    };
+    let system = value("system_memory_kib").unwrap_or(0);
+    let (domains, _) = machine.exec("xl list -l", timeout)?;
+    let guest = list(&domains)?.iter().filter(|d| is_guest(d)).map(|d| number(d, "overhead_kib")).sum();
+    Ok(vec![
+        Row::new("memory of the system without guests", system, "KiB").beside("Xen with dom0 1616896"),
+        Row::new("memory per guest beside its own 256 MiB", guest, "KiB").beside("Xen 2048 and processes"),
+    ])
+}
+
+/// Programs without symbols and debug information.
+fn sizes(session: &Session) -> Result<Vec<Row>, Error> {
+    let kernel = &session.config.kernel;
+    let bytes = std::fs::read(kernel).map_err(Error::path(kernel))?;
+    let stripped = elf::shorten("kernel", &bytes).map_err(image_builder::Error::from)?;
+    let mut rows = vec![Row::new("kernel", stripped.len() as u64, "bytes").beside("NOVA 90000, seL4 120408")];
+    let bundle = session.bundle();
+    let bytes = std::fs::read(&bundle).map_err(Error::path(&bundle))?;
+    let layout = image_builder::bundle::read(&bytes)?;
+    let init: u64 = layout.segments.iter().map(|(_, _, file_len, _, _)| *file_len).sum();
+    rows.push(Row::new("init", init, "bytes"));
+    rows.extend(layout.entries.iter().filter_map(|entry| {
+        let name = entry.name.strip_prefix("services/")?;
+        Some(Row::new(name, entry.len, "bytes"))
+    }));
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_is_a_program_of_one_segment() {
+        let file = probe();
+        assert_eq!(file.len(), 120 + PROBE.len());
+        assert_eq!(file.get(120..124), Some(&PROBE[..4]));
+        assert_eq!(file.get(24..32), Some(&0x40_0078u64.to_le_bytes()[..]));
+    }
+
+    #[test]
+    fn a_list_of_domains_is_read() {
+        let text = r#"[ {"domid": 1, "is_guest": false, "cpu_time_us": 5}, {"domid": 2, "is_guest": true} ]"#;
+        let domains = list(text).unwrap();
+        assert_eq!(domains.iter().filter(|d| is_guest(d)).count(), 1);
+        assert_eq!(domains.iter().map(|d| number(d, "cpu_time_us")).sum::<u64>(), 5);
+        assert!(list("no").is_err());
+    }
+}

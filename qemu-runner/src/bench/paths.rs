@@ -1,0 +1,142 @@
+//! The kernel's paths: a machine with the bench domains of `tests/bench`, which count and log.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use image_builder::Progress;
+use image_builder::manifest;
+use image_builder::programs::{Origin, Program, VMM};
+
+use crate::Error;
+use crate::guest;
+use crate::plan::ConfigFile;
+use crate::session::{Request, Session};
+
+/// The bench domains: `low` and `peer` share a priority, `high` is above both. `device` has the UART and
+/// `driver`, above it, the UART's interrupt; `device` runs when `low` is done.
+const SERVICES: &str = r#"
+[[service]]
+name = "bench-high"
+program = "bench"
+priority = 24
+heap-kib = 64
+options = "role=high"
+
+[[service]]
+name = "bench-driver"
+program = "bench"
+priority = 24
+heap-kib = 64
+lines = [3]
+options = "role=high"
+
+[[service]]
+name = "bench-peer"
+program = "bench"
+priority = 5
+heap-kib = 64
+options = "role=peer"
+
+[[service]]
+name = "bench-low"
+program = "bench"
+priority = 5
+heap-kib = 64
+after = ["bench-high", "bench-peer"]
+options = "role=low"
+
+[[service]]
+name = "bench-device"
+program = "bench"
+priority = 4
+heap-kib = 64
+after = ["bench-driver"]
+ports = [{ first = 0x2f8, count = 8 }]
+options = "role=device"
+
+[[channel]]
+kind = "xenstore"
+client = "bench-low"
+server = "bench-peer"
+
+[[channel]]
+kind = "xenstore"
+client = "bench-low"
+server = "bench-high"
+
+[[channel]]
+kind = "xenstore"
+client = "bench-device"
+server = "bench-driver"
+"#;
+
+/// Samples of each path.
+pub const SAMPLES: u64 = 64;
+
+/// A path and how often its value occurred among the samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figure {
+    /// Kernel instructions.
+    pub value: u64,
+    /// Of [`SAMPLES`].
+    pub times: u64,
+}
+
+/// Measures every path; by name.
+///
+/// # Errors
+/// The machine does not come up, or not in time.
+pub fn measure(timeout: Duration, progress: Progress) -> Result<BTreeMap<String, Figure>, Error> {
+    let files = guest::prepare(progress)?;
+    let text =
+        format!("name=\"bench-vmm\"\ntype=\"pvh\"\nkernel=\"{}\"\nmemory=64\n", files.kernel.display());
+    let dir = std::env::temp_dir();
+    let mut request = Request::new(vec![ConfigFile { name: "bench.cfg".into(), text, dir }]);
+    request.manifest = Some(("bench.toml".into(), format!("{}\n{SERVICES}", manifest::DEFAULT)));
+    request.programs = [VMM, "bench"].map(program).to_vec();
+    request.has_icount = true;
+    request.qemu_args = ["-serial", "null"].map(str::to_owned).to_vec();
+    request.progress = progress;
+    let session = Session::prepare(&request)?;
+    let machine = session.start(None)?;
+    let figures = machine.wait("the figures of the bench domains", timeout, |state| {
+        let done = state.log.iter().filter(|record| record.text == "figures done").count();
+        let figures = state.log.iter().filter_map(|record| parse(&record.text));
+        (done == 3).then(|| figures.collect())
+    })?;
+    machine.quit(Duration::from_secs(60))?;
+    Ok(figures)
+}
+
+fn program(name: &str) -> Program {
+    let origin = Origin::Workspace { package: "bench".into(), binary: "bench-domain".into() };
+    Program { name: name.into(), origin, uses: None }
+}
+
+fn parse(text: &str) -> Option<(String, Figure)> {
+    let mut words = text.strip_prefix("figure ")?.split(' ');
+    let name = words.next()?.to_owned();
+    let value = words.next()?.parse().ok()?;
+    Some((name, Figure { value, times: words.next()?.parse().ok()? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bench_manifest_is_one() {
+        let mut programs = image_builder::programs::of_workspace();
+        programs.push(program("bench"));
+        let text = format!("{}\n{SERVICES}", manifest::DEFAULT);
+        assert!(manifest::load("bench.toml", &text, &programs).is_ok());
+    }
+
+    #[test]
+    fn a_figure_is_a_name_a_value_and_a_count() {
+        let parsed = parse("figure null-call 31 64");
+        assert_eq!(parsed, Some(("null-call".into(), Figure { value: 31, times: 64 })));
+        assert_eq!(parse("figure null-call"), None);
+        assert_eq!(parse("figures done"), None);
+    }
+}
