@@ -83,7 +83,7 @@ impl Cap {
     /// # Errors
     /// `BadSlot` when empty, `WrongType`, `NoRight`.
     #[inline(always)]
-    pub fn expect(&self, kind: ObjectType, rights: u64) -> Result<(), Error> {
+    pub fn require(&self, kind: ObjectType, rights: u64) -> Result<(), Error> {
         if self.kind.get() != kind as u8 {
             return Err(if self.is_empty() { Error::BadSlot } else { Error::WrongType });
         }
@@ -96,10 +96,10 @@ impl Cap {
     /// The object that it names.
     ///
     /// # Errors
-    /// As [`Self::expect`].
+    /// As [`Self::require`].
     #[inline(always)]
     pub fn object<T: Object>(&self, rights: u64) -> Result<&'static T, Error> {
-        self.expect(T::KIND, rights)?;
+        self.require(T::KIND, rights)?;
         Ok(crate::object::from_address(self.base.get()))
     }
 

@@ -18,7 +18,7 @@ pub const STEPS_MAX: u64 = 256;
 /// # Errors
 /// `WrongType`, `NotOwned`, `Busy`, `IsMapped`, `HasChildren`.
 pub fn expect_idle(cap: &Cap) -> Result<(), Error> {
-    cap.expect(ObjectType::Frames, 0)?;
+    cap.require(ObjectType::Frames, 0)?;
     if !cap.has(OWNED) {
         return Err(Error::NotOwned);
     }
@@ -90,7 +90,7 @@ pub fn merge(low: &'static Cap, high: &'static Cap) -> Result<(), Error> {
 /// # Errors
 /// `Busy` (donated), `IsMapped`, `NoRight`, `BadArgument` (alignment, range).
 pub fn expect_mappable(cap: &Cap, space: &Space, address: u64, flags: u64) -> Result<(), Error> {
-    cap.expect(ObjectType::Frames, flags & (rights::READ | rights::WRITE | rights::EXECUTE))?;
+    cap.require(ObjectType::Frames, flags & (rights::READ | rights::WRITE | rights::EXECUTE))?;
     if cap.has(DONATED) {
         return Err(Error::Busy);
     }

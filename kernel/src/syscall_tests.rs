@@ -358,7 +358,7 @@ proptest! {
             };
             let owned: Vec<(u64, u64)> = (16..64)
                 .map(|slot| w.cap(slot))
-                .filter(|cap| cap.expect(proto::abi::ObjectType::Frames, 0).is_ok() && cap.has(crate::cap::OWNED))
+                .filter(|cap| cap.require(proto::abi::ObjectType::Frames, 0).is_ok() && cap.has(crate::cap::OWNED))
                 .map(|cap| (cap.base.get(), u64::from(cap.count.get())))
                 .collect();
             for (i, x) in owned.iter().enumerate() {

@@ -31,7 +31,11 @@ fn a_stock_kernel_boots_downloads_writes_shuts_down_and_finds_its_data_again() {
     assert!(sh(&mut guest, "cat /proc/version", SHORT).contains("Debian"));
 
     // The timer wakes an idle guest when it should: neither early nor (much) late.
-    let slept = sh(&mut guest, "a=$(cut -d. -f1 /proc/uptime); sleep 5; b=$(cut -d. -f1 /proc/uptime); echo $((b-a))", SHORT);
+    let slept = sh(
+        &mut guest,
+        "a=$(cut -d. -f1 /proc/uptime); sleep 5; b=$(cut -d. -f1 /proc/uptime); echo $((b-a))",
+        SHORT,
+    );
     let slept: u32 = slept.parse().unwrap_or_else(|_| panic!("{slept}"));
     assert!((4..=15).contains(&slept), "a sleep of 5 s took {slept} s");
 
