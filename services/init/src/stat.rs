@@ -1,6 +1,7 @@
 //! Facts about domains and the machine, for `xl list` and `xl info`.
 
-use proto::abi::{Field, SystemField, ThreadState};
+use proto::abi::{Field, PAGE_SIZE, SystemField, ThreadState};
+use proto::boot::{INIT_HEAP, INIT_STACK};
 use proto::builder::{DomainStat, DomainState, MachineStat, Response};
 
 use crate::domain::{Domain, Kind, ServiceState};
@@ -33,7 +34,9 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let frames = domain.frames() + channels;
         let (is_guest, memory, overhead, vcpus) = match domain.kind {
             Kind::Guest { ram, vcpus, .. } => (true, ram, frames.saturating_sub(ram), vcpus),
-            Kind::Service(..) | Kind::Root => (false, frames, 0, 1),
+            Kind::Service(..) => (false, frames, 0, 1),
+            // The kernel gave init its heap and stack.
+            Kind::Root => (false, frames + (INIT_HEAP + INIT_STACK) / PAGE_SIZE, 0, 1),
         };
         let stat = DomainStat {
             domid: domain.domid,
