@@ -257,10 +257,11 @@ fn destroying_an_event_ends_the_wait_on_it() {
 fn destroying_a_vm_ends_its_vcpus() {
     let w = populated();
     let t = w.thread;
-    assert!(vcpu_run(t, VCPU, EVENT).is_ok());
+    let (vcpu, _) = vcpu_run(t, VCPU, EVENT).unwrap();
+    put_off(t, vcpu);
     assert_eq!(vcpu_run(t, VCPU, EVENT).err(), Some(Error::Busy));
     done(cap_delete(t, 0, VM));
-    assert!(t.vcpu.get().is_none());
+    assert!(take_up(t).is_none());
     assert_eq!(vcpu_run(t, VCPU, EVENT).err(), Some(Error::Dead));
 }
 
