@@ -383,3 +383,52 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_thread_says_what_it_did() {
+    let w = populated();
+    let t = w.thread;
+    let other: &'static Thread = w.cap(THREAD as u32).object(0).unwrap();
+    let read = |field| done(cap_read(t, THREAD, field as u64));
+    assert_ne!(read(Field::ThreadId), 0);
+    assert_ne!(read(Field::ThreadId), t.id.get());
+    assert_eq!((read(Field::SignalsSent), read(Field::WakeUps)), (0, 0));
+    other.counters.dispatches.set(3);
+    other.counters.interrupts.set(4);
+    other.counters.vcpu_exits.set(5);
+    other.counters.vcpu_kernel_exits.set(6);
+    assert_eq!(read(Field::Dispatches), 3);
+    assert_eq!(read(Field::Interrupts), 4);
+    assert_eq!(read(Field::VcpuExits), 5);
+    assert_eq!(read(Field::VcpuKernelExits), 6);
+    assert_eq!(refused(cap_read(t, EVENT, Field::ThreadId as u64)), Error::WrongType);
+    assert_eq!(refused(cap_read(t, THREAD, 35)), Error::BadArgument);
+    done(event_signal(t, EVENT));
+    assert_eq!(t.counters.signals_sent.get(), 1);
+    assert_eq!(t.counters.wake_ups.get(), 0);
+}
+
+#[test]
+fn a_kernel_that_does_not_count_instructions_says_so() {
+    use proto::abi::SystemField;
+    for field in 16..=25 {
+        assert!(SystemField::try_from(field).is_ok());
+        assert_eq!(refused(system_info(field)), Error::NotSupported);
+    }
+    let _w = World::new();
+    assert!(system_info(SystemField::ContextSwitches as u64).is_ok());
+    assert!(system_info(SystemField::Interrupts as u64).is_ok());
+}
+
+/// The event's capability went while a thread was put off in `vcpu_run`: the kernel kept a pointer to the event.
+#[test]
+fn a_vcpu_run_whose_event_is_gone_ends() {
+    let w = populated();
+    let t = w.thread;
+    let (vcpu, _) = vcpu_run(t, VCPU, EVENT).unwrap();
+    t.vcpu_event.set(EVENT);
+    put_off(t, vcpu);
+    done(cap_delete(t, 0, EVENT));
+    assert!(take_up(t).is_none());
+    assert!(vcpu.runner.get().is_none() && t.vcpu.get().is_none());
+}
