@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use proto::abi::{Error, Field, PAGE_SIZE, ThreadState, map, rights};
 
 use crate::cap::{DONATED, PINNED};
+use crate::memory::Pfn;
 use crate::object::Object;
 use crate::object::domain::Domain;
 use crate::object::event::Event;
@@ -263,6 +264,30 @@ fn destroying_a_vm_ends_its_vcpus() {
     done(cap_delete(t, 0, VM));
     assert!(take_up(t).is_none());
     assert_eq!(vcpu_run(t, VCPU, EVENT).err(), Some(Error::Dead));
+}
+
+/// A guest's memory costs a table per 512 GiB, and one per GiB only where run and address do not fit together.
+#[test]
+fn a_vm_gets_the_largest_leaves_that_run_and_address_allow() {
+    const GIB: u64 = 1 << 18;
+    let w = populated();
+    let t = w.thread;
+    let map_run = |first: u64, count: u64, gpa: u64| {
+        let before = done(cap_read(t, VM, Field::FreeFrames as u64));
+        boot_frames(w.cap(60), Pfn(first), count as u32, true);
+        repeat(|| cap_map(t, 60, VM, gpa * PAGE_SIZE, map::READ | map::WRITE));
+        let taken = before - done(cap_read(t, VM, Field::FreeFrames as u64));
+        repeat(|| cap_unmap(t, 60));
+        w.cap(60).remove();
+        taken
+    };
+    // Two leaves of 1 GiB in one table; then two and one of 2 MiB, which takes another one.
+    assert_eq!(map_run(4 * GIB, 2 * GIB, 2 * GIB), 1);
+    assert_eq!(map_run(4 * GIB, 2 * GIB + 512, 2 * GIB), 1);
+    // Off by 2 MiB: 2 MiB leaves, in one table per GiB that is touched.
+    assert_eq!(map_run(4 * GIB + 512, 2 * GIB, 8 * GIB), 2);
+    // Off by a page: pages.
+    assert_eq!(map_run(4 * GIB + 1, 512, 16 * GIB), 2);
 }
 
 #[test]

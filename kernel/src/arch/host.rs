@@ -86,9 +86,9 @@ pub fn instructions(_field: proto::abi::SystemField) -> Result<u64, Error> {
 /// Nothing to set.
 pub fn set_timer(_deadline: u64) {}
 
-/// Largest leaf of a page table: 2 MiB.
+/// Largest leaf of a page table: 1 GiB.
 pub fn largest_leaf() -> u32 {
-    2
+    3
 }
 
 /// Guest-physical address bits.
