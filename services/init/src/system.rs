@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use proto::abi::{Slot, SystemField, init_slots, rights};
 use proto::boot::{DomainInfo, Run as BootRun, run_kind};
 use proto::channel::ChannelInfo;
+use proto::counters::COUNTERS_BASE;
 use proto::manifest::{self, Manifest};
 use proto::text::Text;
 use proto::{builder, supervise};
@@ -156,6 +157,9 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let mut root = Domain::new(ROOT, Text::truncated(crate::services::ROOT_NAME), Kind::Root, 0);
         root.event = init_slots::EVENT;
         root.thread = init_slots::THREAD;
+        let counters = resources.map_own_counters().map_err(|error| alloc::format!("{error}"))?;
+        root.keep(counters);
+        root.counters = COUNTERS_BASE;
         let next_domid = manifest.services.len() as u32 + 1;
         Ok(Self {
             resources,
