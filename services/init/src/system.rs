@@ -26,6 +26,7 @@ use crate::kernel::Kernel;
 use crate::operation::Operation;
 use crate::pci::ConfigSpace;
 use crate::resources::Resources;
+use crate::trace::Trace;
 use crate::wiring::{self, Channel, Domains, Wire};
 
 /// Init's own domain ID.
@@ -117,6 +118,8 @@ pub struct System<K, C> {
     pub kernel_frames: u64,
     /// Frames of RAM that init was given.
     pub given_frames: u64,
+    /// The kernel's trace, if there is one.
+    pub trace: Option<Trace>,
     next_channel: u32,
     next_domid: u32,
 }
@@ -180,6 +183,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             system_frames: 0,
             kernel_frames: start.kernel_frames,
             given_frames,
+            trace: None,
             next_channel: 1,
             next_domid,
         })
