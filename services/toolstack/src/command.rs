@@ -7,6 +7,10 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use crate::nearest::nearest;
+use crate::trace::{KIB_DEFAULT, TraceOrder};
+
+/// Longest time between two tables of `xl top` in seconds.
+const DELAY_MAX: u32 = 86_400;
 
 /// What the operator wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,24 @@ pub enum Command {
     },
     /// `xl info`.
     Info,
+    /// `xl top`.
+    Top {
+        /// Tables one after the other instead of pages.
+        is_batch: bool,
+        /// Seconds between two samples.
+        delay_s: u32,
+        /// Tables, or none: until a key is pressed.
+        iterations: Option<u32>,
+    },
+    /// `xl counters`.
+    Counters {
+        /// Only this domain.
+        only: Option<String>,
+        /// In which form: the table or JSON.
+        form: ListForm,
+    },
+    /// `xl trace`.
+    Trace(TraceOrder),
     /// `xl console`.
     Console(String),
     /// `xl dmesg`.
@@ -107,7 +129,7 @@ pub struct Misuse(pub String);
 /// Name, arguments, description, options.
 type Usage = (&'static str, &'static str, &'static str, &'static str);
 
-const XL: [Usage; 13] = [
+const XL: [Usage; 16] = [
     (
         "create",
         "[options] <Guest|ConfigFile>",
@@ -139,12 +161,32 @@ const XL: [Usage; 13] = [
     ("domid", "<DomainName>", "Convert a domain name to domain id", ""),
     ("domname", "<DomainId>", "Convert a domain id to domain name", ""),
     ("info", "", "Get information about the machine", ""),
+    (
+        "top",
+        "[options]",
+        "Monitor what all domains do, per second",
+        "-b, --batch             Tables one after the other, for scripts; one unless -i says more.\n\
+         -d, --delay=SECONDS     Seconds between two tables (default 1).\n\
+         -i, --iterations=N      Tables before it ends; else it runs until a key is pressed.\n",
+    ),
+    (
+        "counters",
+        "[-l] [Domain]",
+        "Print what kernel and domains counted since each domain's start",
+        "-l, --long              As JSON\n",
+    ),
+    (
+        "trace",
+        "start [KiB]|stop|dump|free",
+        "Record switches, signals, interrupts and guest exits in a ring (default 512 KiB)",
+        "",
+    ),
     ("uptime", "[-s] [Domain]", "Print uptime for all/some domains", "-s                      Short form\n"),
     ("dmesg", "", "Read the log of all domains", ""),
 ];
 
 /// Further commands of xl(1), which are refused by name.
-const XL_UNSUPPORTED: [&str; 56] = [
+const XL_UNSUPPORTED: [&str; 55] = [
     "block-attach",
     "block-detach",
     "block-list",
@@ -193,7 +235,6 @@ const XL_UNSUPPORTED: [&str; 56] = [
     "suspend",
     "sysrq",
     "tmem-list",
-    "top",
     "trigger",
     "usbdev-attach",
     "usbdev-list",
@@ -254,6 +295,9 @@ fn letter(option: &str) -> Option<char> {
         "--wait" => Some('w'),
         "--long" => Some('l'),
         "--verbose" => Some('v'),
+        "--batch" => Some('b'),
+        "--delay" => Some('d'),
+        "--iterations" => Some('i'),
         _ => {
             let mut letters = option.strip_prefix('-')?.chars();
             letters.next().filter(|_| letters.next().is_none())
@@ -264,29 +308,62 @@ fn letter(option: &str) -> Option<char> {
 /// Splits options from names and checks both against what the command takes.
 struct Arguments<'a> {
     options: String,
+    /// Of options that take one.
+    values: Vec<(char, &'a str)>,
     names: Vec<&'a str>,
 }
 
 impl<'a> Arguments<'a> {
+    /// A letter of `allowed` that is followed by a colon takes a value, as with getopt(3).
     fn new(usage: &Usage, words: &[&'a str], allowed: &str) -> Result<Self, Misuse> {
-        let mut arguments = Self { options: String::new(), names: Vec::new() };
-        for word in words {
+        let mut arguments = Self { options: String::new(), values: Vec::new(), names: Vec::new() };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
             if !word.starts_with('-') {
                 arguments.names.push(word);
                 continue;
             }
-            // `-aw` is `-a -w`.
+            let refused = || misuse(usage, &format!("the option `{word}` is not supported"));
+            // `-aw` is `-a -w`; `-d2` and `--delay=2` are `-d 2`.
             let is_group = !word.starts_with("--") && word.len() > 1;
-            let letters: Vec<Option<char>> =
-                if is_group { word.chars().skip(1).map(Some).collect() } else { [letter(word)].into() };
-            for letter in letters {
-                match letter.filter(|&letter| allowed.contains(letter)) {
-                    Some(letter) => arguments.options.push(letter),
-                    None => return Err(misuse(usage, &format!("the option `{word}` is not supported"))),
+            let (name, mut value) = match word.split_once('=') {
+                Some((name, value)) if !is_group => (name, Some(value)),
+                _ => (word, None),
+            };
+            let mut letters = word.char_indices().skip(1).filter(|_| is_group);
+            let mut next = if is_group { letters.next() } else { letter(name).map(|letter| (0, letter)) };
+            if next.is_none() {
+                return Err(refused());
+            }
+            while let Some((at, letter)) = next {
+                let place = allowed.find(letter).filter(|_| letter != ':').ok_or_else(refused)?;
+                let takes_value = allowed.get(place + 1..).is_some_and(|rest| rest.starts_with(':'));
+                if takes_value {
+                    let rest = word.get(at + letter.len_utf8()..).filter(|rest| is_group && !rest.is_empty());
+                    let given = value.take().or(rest).or_else(|| words.next());
+                    let missing = || misuse(usage, &format!("the option `{word}` needs a value"));
+                    arguments.values.push((letter, given.ok_or_else(missing)?));
+                    break;
                 }
+                arguments.options.push(letter);
+                next = letters.next();
+            }
+            if value.is_some() {
+                return Err(misuse(usage, &format!("the option `{name}` takes no value")));
             }
         }
         Ok(arguments)
+    }
+
+    /// The number that an option was given last, from 1 to `most`.
+    fn number(&self, usage: &Usage, option: char, most: u32) -> Result<Option<u32>, Misuse> {
+        let Some((_, text)) = self.values.iter().rfind(|(letter, _)| *letter == option) else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(number) if (1..=most).contains(&number) => Ok(Some(number)),
+            _ => Err(misuse(usage, &format!("-{option} takes a number from 1 to {most}, not `{text}`"))),
+        }
     }
 
     fn has(&self, option: char) -> bool {
@@ -325,6 +402,20 @@ fn xl(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
             };
             Command::List { only: arguments.at_most_one(usage)?, form }
         }
+        "top" => {
+            let arguments = arguments("bd:i:")?;
+            arguments.none(usage)?;
+            let is_batch = arguments.has('b');
+            let iterations = arguments.number(usage, 'i', u32::MAX)?.or(is_batch.then_some(1));
+            let delay_s = arguments.number(usage, 'd', DELAY_MAX)?.unwrap_or(1);
+            Command::Top { is_batch, delay_s, iterations }
+        }
+        "counters" => {
+            let arguments = arguments("l")?;
+            let form = if arguments.has('l') { ListForm::Long } else { ListForm::Table };
+            Command::Counters { only: arguments.at_most_one(usage)?, form }
+        }
+        "trace" => trace(usage, &arguments("")?.names)?,
         "info" => arguments("")?.none(usage).map(|()| Command::Info)?,
         "dmesg" => arguments("")?.none(usage).map(|()| Command::Dmesg)?,
         "console" => Command::Console(one()?),
@@ -354,6 +445,25 @@ fn xl(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
             Command::Stop { kind, guests, waits: arguments.has('w') }
         }
     })
+}
+
+fn trace(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
+    let order = match words {
+        ["start"] => TraceOrder::Start(KIB_DEFAULT),
+        ["start", kib] => match kib.parse() {
+            Ok(kib) => TraceOrder::Start(kib),
+            Err(_) => return Err(misuse(usage, &format!("`{kib}` is no number of KiB"))),
+        },
+        ["stop"] => TraceOrder::Stop,
+        ["dump"] => TraceOrder::Dump,
+        ["free"] => TraceOrder::Free,
+        [] => return Err(misuse(usage, "an argument is missing")),
+        ["stop" | "dump" | "free" | "start", ..] => {
+            return Err(misuse(usage, "there are too many arguments"));
+        }
+        [other, ..] => return Err(misuse(usage, &format!("there is no `xl trace {other}`"))),
+    };
+    Ok(Command::Trace(order))
 }
 
 fn quit(words: &[&str]) -> Result<Command, Misuse> {
@@ -435,6 +545,18 @@ mod tests {
             ("xl list -v", list(None, ListForm::Verbose)),
             ("xl list --long 3", list(Some(name("3")), ListForm::Long)),
             ("xl info", Info),
+            ("xl top", Top { is_batch: false, delay_s: 1, iterations: None }),
+            ("xl top -b", Top { is_batch: true, delay_s: 1, iterations: Some(1) }),
+            ("xl top -b -d 3 -i 5", Top { is_batch: true, delay_s: 3, iterations: Some(5) }),
+            ("xl top -bd3 --iterations=7", Top { is_batch: true, delay_s: 3, iterations: Some(7) }),
+            ("xl top --delay 2 -i 1 -i2", Top { is_batch: false, delay_s: 2, iterations: Some(2) }),
+            ("xl counters", Counters { only: None, form: ListForm::Table }),
+            ("xl counters -l web", Counters { only: Some(name("web")), form: ListForm::Long }),
+            ("xl trace start", Trace(TraceOrder::Start(512))),
+            ("xl trace start 4096", Trace(TraceOrder::Start(4096))),
+            ("xl trace stop", Trace(TraceOrder::Stop)),
+            ("xl trace dump", Trace(TraceOrder::Dump)),
+            ("xl trace free", Trace(TraceOrder::Free)),
             ("xl console web", Console(name("web"))),
             ("xl dmesg", Dmesg),
             ("xl shutdown web", stop(StopKind::Poweroff, Some(&["web"]), false)),
@@ -472,6 +594,19 @@ mod tests {
             ("xl shutdown -F web", "`-F` is not supported"),
             ("xl list --numa", "`--numa` is not supported"),
             ("xl info x", "takes no arguments"),
+            ("xl top x", "takes no arguments"),
+            ("xl top -d", "needs a value"),
+            ("xl top -d 0", "from 1 to 86400, not `0`"),
+            ("xl top -bi x", "-i takes a number"),
+            ("xl top --delay=", "not ``"),
+            ("xl top --batch=1", "takes no value"),
+            ("xl top -:", "not supported"),
+            ("xl list -", "`-` is not supported"),
+            ("xl counters -v", "`-v` is not supported"),
+            ("xl trace", "an argument is missing"),
+            ("xl trace start x", "no number of KiB"),
+            ("xl trace stop 1", "too many arguments"),
+            ("xl trace go", "there is no `xl trace go`"),
             ("xl create -p web", "`-p` is not supported"),
             ("quit 16", "usage: quit"),
             ("quit soon", "usage: quit"),
