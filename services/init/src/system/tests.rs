@@ -26,10 +26,14 @@ const RAM: (u64, u64) = (0x1000, 0x4000);
 const BUNDLE: u64 = 0x8000;
 
 fn boot() -> TestSystem {
+    boot_with(&manifest())
+}
+
+fn boot_with(manifest: &Manifest) -> TestSystem {
     let mut kernel = FakeKernel::new();
     kernel.give_init();
     kernel.give_memory(RAM.0, RAM.1);
-    let (program, manifest) = (good(), postcard::to_allocvec(&manifest()).unwrap());
+    let (program, manifest) = (good(), postcard::to_allocvec(manifest).unwrap());
     let mut bzimage = vec![0; 0x300];
     bzimage[0x202..0x206].copy_from_slice(b"HdrS");
     let files: [(&str, &[u8]); 5] = [
@@ -189,6 +193,23 @@ fn a_service_has_what_the_manifest_names_and_nothing_else() {
     assert!(console.channels.iter().all(|c| c.kind != ChannelKind::Log || c.side == Side::B));
     // The toolstack's file is there, read-only content of the bundle.
     assert_eq!(system.infos[4].file.len, 10);
+}
+
+#[test]
+fn a_service_can_be_a_station_on_the_bridge() {
+    let mac = [2, 0, 0, 0, 0x77, 1];
+    let (kind, target) = (ChannelKind::Net, Text::truncated("xenbr0"));
+    let (client, server) = (Text::truncated("toolstack"), Text::truncated("netback"));
+    let mut manifest = manifest();
+    manifest.channels.push(proto::manifest::Wire { kind, client, server, target, mac }).unwrap();
+    let system = boot_with(&manifest);
+    let end = |index: usize| system.infos[index].channels.iter().find(|c| c.kind == kind).unwrap();
+    let (server, client) = (end(3), end(4));
+    assert_eq!((client.side, server.side), (Side::A, Side::B));
+    assert_eq!((client.mac, server.mac, &*server.target), (mac, mac, "xenbr0"));
+    assert_eq!((client.pool.len, server.pool.len), (proto::net::POOL_SIZE, proto::net::POOL_SIZE));
+    // Only who drives the device learns where the pool is.
+    assert!(client.pool_phys == 0 && server.pool_phys != 0);
 }
 
 #[test]
