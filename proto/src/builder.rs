@@ -99,8 +99,11 @@ pub struct GuestSpec {
 pub struct DiskSpec {
     /// Xen virtual device number: 51712 for xvda, 51728 for xvdb, ...
     pub device: u32,
-    /// Volume that blkback offers.
+    /// Volume that blkback offers; of a volume in memory a name for people.
     pub volume: Text<64>,
+    /// Bytes of a volume in memory, which is made with the guest and ends with it: a multiple of the page
+    /// size. 0: blkback has the volume.
+    pub memory: u64,
     /// Writes are refused.
     pub is_read_only: bool,
 }
@@ -212,9 +215,9 @@ pub struct DomainStat {
     pub name: Text<32>,
     /// Guest or service.
     pub is_guest: bool,
-    /// Memory in KiB: of a guest its RAM, of a service all that it has.
+    /// Memory in KiB: of a guest its RAM and its volumes in memory, of a service all that it has.
     pub memory_kib: u64,
-    /// What a guest costs on top of its RAM, in KiB (VMM, page tables, kernel objects, rings).
+    /// What a guest costs on top of that, in KiB (VMM, page tables, kernel objects, rings).
     pub overhead_kib: u64,
     /// Virtual CPUs, or threads of a service.
     pub vcpus: u32,

@@ -606,6 +606,7 @@ pub fn manifest() -> Manifest {
         client: Text::truncated(client),
         server: Text::truncated(server),
         target: Text::new(),
+        mac: [0; 6],
     };
     Manifest {
         services: list(services),

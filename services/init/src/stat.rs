@@ -40,16 +40,13 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         };
         // Channels count for side A: a guest's are all part of what it costs but the toolstack's.
         let own = |id: &&u32| self.channels.get(id).is_some_and(|channel| channel.b.peer == domain.domid);
-        let channels: u64 = domain
-            .channels
-            .iter()
-            .filter(own)
-            .filter_map(|id| self.channels.get(id))
-            .map(|c| c.frames())
-            .sum();
+        let own = domain.channels.iter().filter(own).filter_map(|id| self.channels.get(id));
+        let (channels, volumes) = own.fold((0, 0), |(frames, volumes), channel| {
+            (frames + channel.frames(), volumes + channel.volume_frames())
+        });
         let frames = domain.frames() + channels;
         let (is_guest, memory, overhead, vcpus) = match domain.kind {
-            Kind::Guest { ram, vcpus, .. } => (true, ram, frames.saturating_sub(ram), vcpus),
+            Kind::Guest { ram, vcpus, .. } => (true, ram + volumes, frames.saturating_sub(ram), vcpus),
             Kind::Service(..) => (false, frames, 0, 1),
             // The kernel gave init its heap and stack.
             Kind::Root => (false, frames + (INIT_HEAP + INIT_STACK) / PAGE_SIZE, 0, 1),

@@ -27,10 +27,14 @@ const RAM: (u64, u64) = (0x1000, 0x4000);
 const BUNDLE: u64 = 0x8000;
 
 fn boot() -> TestSystem {
+    boot_with(&manifest())
+}
+
+fn boot_with(manifest: &Manifest) -> TestSystem {
     let mut kernel = FakeKernel::new();
     kernel.give_init();
     kernel.give_memory(RAM.0, RAM.1);
-    let (program, manifest) = (good(), postcard::to_allocvec(&manifest()).unwrap());
+    let (program, manifest) = (good(), postcard::to_allocvec(manifest).unwrap());
     let mut bzimage = vec![0; 0x300];
     bzimage[0x202..0x206].copy_from_slice(b"HdrS");
     let files: [(&str, &[u8]); 5] = [
@@ -74,8 +78,12 @@ fn state(system: &TestSystem, domid: u32) -> ServiceState {
 }
 
 fn rich(name: &str) -> GuestSpec {
-    let disk =
-        |device, volume| DiskSpec { device, volume: Text::truncated(volume), is_read_only: device > 51712 };
+    let disk = |device, volume| DiskSpec {
+        device,
+        volume: Text::truncated(volume),
+        memory: 0,
+        is_read_only: device > 51712,
+    };
     GuestSpec {
         disks: list([disk(51712, "vol0"), disk(51728, "vol1")]),
         vifs: list([VifSpec { index: 0, mac: [2, 0, 0, 0, 0, 9], bridge: Text::truncated("xenbr0") }]),
@@ -189,6 +197,23 @@ fn a_service_has_what_the_manifest_names_and_nothing_else() {
 }
 
 #[test]
+fn a_service_can_be_a_station_on_the_bridge() {
+    let mac = [2, 0, 0, 0, 0x77, 1];
+    let (kind, target) = (ChannelKind::Net, Text::truncated("xenbr0"));
+    let (client, server) = (Text::truncated("toolstack"), Text::truncated("netback"));
+    let mut manifest = manifest();
+    manifest.channels.push(proto::manifest::Wire { kind, client, server, target, mac }).unwrap();
+    let system = boot_with(&manifest);
+    let end = |index: usize| system.infos[index].channels.iter().find(|c| c.kind == kind).unwrap();
+    let (server, client) = (end(3), end(4));
+    assert_eq!((client.side, server.side), (Side::A, Side::B));
+    assert_eq!((client.mac, server.mac, &*server.target), (mac, mac, "xenbr0"));
+    assert_eq!((client.pool.len, server.pool.len), (proto::net::POOL_SIZE, proto::net::POOL_SIZE));
+    // Only who drives the device learns where the pool is.
+    assert!(client.pool_phys == 0 && server.pool_phys != 0);
+}
+
+#[test]
 fn a_guest_is_built_started_and_taken_back_without_a_trace() {
     let mut system = ready();
     let first = built(&mut system, rich("warm-up"));
@@ -245,6 +270,61 @@ fn a_vmm_is_told_where_everything_is() {
         })
         .collect();
     assert!(pools.len() == 2 && pools.iter().all(|phys| *phys >= RAM.0 << 12));
+}
+
+#[test]
+fn a_volume_in_memory_is_the_clients_alone_and_ends_with_it() {
+    let mut system = ready();
+    let volume =
+        |device, memory| DiskSpec { device, volume: Text::truncated("ram:2M"), memory, is_read_only: false };
+    let wanted = |memory| GuestSpec {
+        disks: list([volume(51712, memory), volume(51728, 4096)]),
+        ..spec("web", 4 << 10)
+    };
+    let first = built(&mut system, wanted(2 << 20));
+    destroyed(&mut system, first);
+    let before = holdings(&system);
+    let refused = |system: &mut TestSystem, spec: GuestSpec| {
+        system.on_builder(Request::Build(spec));
+        let Some(Response::Refused { reason }) = answers(system).pop() else { panic!("not refused") };
+        alloc::string::String::from(reason.as_str())
+    };
+    let free = system.resources.free.free() * 4096;
+    assert!(refused(&mut system, wanted(free & !4095)).contains("disks in memory: only"));
+    assert!(refused(&mut system, wanted(!4095)).contains("disks in memory: only"));
+    assert!(refused(&mut system, wanted(4097)).contains("multiple of 4 KiB"));
+    assert_eq!(holdings(&system), before);
+
+    system.on_builder(Request::Build(wanted(2 << 20)));
+    let Some(Operation::Build { info, domid, .. }) = &system.operation else { panic!("no operation") };
+    let domid = *domid;
+    let sizes: Vec<_> =
+        info.channels.iter().filter(|c| c.kind == ChannelKind::Blk).map(|c| (c.pool.len, c.memory)).collect();
+    assert_eq!(sizes, [(2 << 20, 2 << 20), (4096, 4096)]);
+    let large = info.channels.iter().find(|c| c.memory == 2 << 20).unwrap().pool.addr;
+    let number = system.resources.kernel.object(system.domains[&domid].space.slot).unwrap();
+    let mapped = system.resources.kernel.mappings(number);
+    let is_large = |(at, first, count): &(u64, u64, u64)| *at == large && *count == 512 && first % 512 == 0;
+    assert!(mapped.iter().any(is_large), "one large page maps it");
+    let theirs: Vec<_> = system
+        .outputs
+        .iter()
+        .filter_map(|output| match output {
+            Output::Supervise(3, Ask::Attach(info)) => Some((info.pool.len, info.pool_phys, info.memory)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(theirs, [(0, 0, 2 << 20), (0, 0, 4096)], "the backend learns the size and nothing else");
+    for (peer, id) in asked(&mut system, true) {
+        system.on_supervise(peer, Say::Attached { id });
+    }
+    assert_eq!(answers(&mut system), [Response::Built { domid }]);
+    let index = system.domains.keys().position(|id| *id == domid).unwrap() as u32;
+    let Response::Domain { stat, .. } = system.domain_stat(index) else { panic!("no domain") };
+    assert_eq!(stat.memory_kib, (4 << 10) + (2 << 10) + 4);
+    assert!(stat.overhead_kib < 2 << 10);
+    destroyed(&mut system, domid);
+    assert_eq!(holdings(&system), before);
 }
 
 #[test]
