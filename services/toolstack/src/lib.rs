@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod arguments;
 pub mod boot;
 mod command;
 pub mod config;
