@@ -11,10 +11,11 @@ use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use proto::channel::{ChannelHeader, ChannelInfo, Mismatch, Protocol, Side};
+use proto::counters::{MESSAGES_RECEIVED, MESSAGES_SENT, SIGNALS_SENT, SIGNALS_SUPPRESSED};
 use proto::ring::{self, Consumer, Full, LENGTH, Producer, RingError};
 use serde_bounds::{Decode, Encode};
 
-use crate::sys;
+use crate::{counters, sys};
 
 /// What `Protocol` already promises of its messages, named for the two generic functions below.
 mod serde_bounds {
@@ -187,10 +188,11 @@ impl<P: Protocol> End<P> {
         let Some(len) = message.encode(room) else {
             return Err(SendError::Ring(RingError::Message));
         };
-        match self.tx.push(&mut self.slot, len).map_err(SendError::Ring)? {
-            Ok(()) => Ok(()),
-            Err(Full) => self.wait_for_room(len),
+        if self.tx.push(&mut self.slot, len).map_err(SendError::Ring)? == Err(Full) {
+            self.wait_for_room(len)?;
         }
+        counters::inc(MESSAGES_SENT);
+        Ok(())
     }
 
     /// Announces the wait for room; where room appeared meanwhile, the message in the buffer goes there.
@@ -210,6 +212,7 @@ impl<P: Protocol> End<P> {
             return Ok(None);
         }
         let Some(len) = self.rx.pop(&mut self.slot)? else { return Ok(None) };
+        counters::inc(MESSAGES_RECEIVED);
         let message = self.slot.as_flattened().get(LENGTH..LENGTH + len).unwrap_or(&[]);
         M::decode(message).map(Some).ok_or(ChannelError::Message)
     }
@@ -225,9 +228,13 @@ impl<P: Protocol> End<P> {
 
     #[inline]
     fn flush(&mut self) {
+        let has_sent = self.tx.has_published();
         if ring::must_notify(&mut self.tx, &mut self.rx) {
+            counters::inc(SIGNALS_SENT);
             // A peer that is gone needs no signal; init says so by Detach.
             let _gone = sys::event_signal(self.info.signal);
+        } else if has_sent {
+            counters::inc(SIGNALS_SUPPRESSED);
         }
     }
 

@@ -278,6 +278,7 @@ impl Events {
         if port.0 as usize >= PORTS {
             return;
         }
+        rt::counters::inc(proto::counters::PORTS_RAISED);
         let was_pending = self.shared_info.or_u64(PENDING + word(port), bit(port)) & bit(port) != 0;
         if !was_pending && self.shared_info.u64(MASK + word(port)) & bit(port) == 0 {
             self.select(port);

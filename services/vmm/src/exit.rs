@@ -5,7 +5,9 @@
 //! everywhere. Source: AMD64 APM vol. 2, appendix C (exit codes).
 
 use proto::abi::{INTERRUPT_PENDING, VcpuState, gpr};
+use proto::counters as count;
 use proto::toolstack::EndReason;
+use rt::counters;
 
 use crate::hypercall::{self, Done};
 use crate::inject;
@@ -55,7 +57,7 @@ impl<P: Platform> Machine<P> {
         match state.exit_code as u32 {
             VMMCALL => return self.vmmcall(vcpu, state),
             CPUID => self.cpuid(vcpu, state),
-            IOIO if self.plain_io(state) => {}
+            IOIO if self.plain_io(state) => counters::inc(count::EXIT_IOIO),
             HLT => return self.halt(vcpu, state),
             _ => return self.rare_exit(vcpu, state, was_invalid),
         }
@@ -67,6 +69,13 @@ impl<P: Platform> Machine<P> {
         // Whatever it is may change what can be injected.
         vcpu.has_news = true;
         let code = state.exit_code as u32;
+        counters::inc(match code {
+            IOIO => count::EXIT_IOIO,
+            MSR => count::EXIT_MSR,
+            NPF => count::EXIT_NPF,
+            VINTR => count::EXIT_VINTR,
+            _ => count::EXIT_OTHER,
+        });
         match code {
             MSR => self.msr(vcpu, state),
             IOIO => match self.io(state) {
@@ -140,6 +149,9 @@ impl<P: Platform> Machine<P> {
             state.interrupt = 0;
             return;
         };
+        if state.interrupt & INTERRUPT_PENDING == 0 {
+            counters::inc(count::INTERRUPTS_INJECTED);
+        }
         state.interrupt = u32::from(vector) | INTERRUPT_PENDING;
         // Between STI and HLT: some processors (QEMU's) would deliver here, and the HLT would then sleep
         // through what it was to wait for. The HLT counts as done.
@@ -154,6 +166,7 @@ impl<P: Platform> Machine<P> {
 
     #[inline]
     fn vmmcall(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
+        counters::inc(count::EXIT_VMMCALL);
         let done = hypercall::dispatch(self, vcpu, state);
         match done {
             Done::Answer(_) => {
@@ -176,6 +189,7 @@ impl<P: Platform> Machine<P> {
                 sentence(format_args!("the guest halted all its CPUs")),
             );
         }
+        counters::inc(count::EXIT_HLT);
         self.skip(vcpu, state, 1);
         vcpu.wait = Wait::Interrupt;
         Outcome::Wait
@@ -183,6 +197,7 @@ impl<P: Platform> Machine<P> {
 
     #[inline]
     fn cpuid(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        counters::inc(count::EXIT_CPUID);
         let (leaf, subleaf) = (state.gprs[gpr::RAX] as u32, state.gprs[gpr::RCX] as u32);
         let [eax, ebx, ecx, edx] = self.cpuid.answer(leaf, subleaf, vcpu.id, vcpu.apic.id());
         state.gprs[gpr::RAX] = u64::from(eax);
