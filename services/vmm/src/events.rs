@@ -77,6 +77,8 @@ pub struct Events {
     vcpus: Vec<VcpuInfo>,
     /// Devices whose port the guest notified, by number; whoever serves a device takes its bit.
     pub kicks: u64,
+    /// Devices that are to be served after the guest's next exit, or before it sleeps.
+    pub later: u64,
 }
 
 impl Events {
@@ -88,6 +90,7 @@ impl Events {
             shared_info,
             vcpus: (0..vcpus).map(info).collect(),
             kicks: 0,
+            later: 0,
         }
     }
 
