@@ -167,7 +167,7 @@ pub mod tests {
         // Ports, sequence number just before it wraps, acknowledgement, 32 bytes, CWR ACK PSH FIN, window.
         frame.extend([0x30, 0, 0x13, 0x89, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 0x80, 0x99, 1, 0, 0, 0, 0, 0]);
         frame.extend([1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
-        frame.extend((0..data).map(|n| (n * 7 >> 3) as u8));
+        frame.extend((0..data).map(|n| (n * 7 / 8) as u8));
         frame
     }
 
