@@ -36,7 +36,7 @@ impl Protocol for Net {
     const SLOTS: usize = 2 * FRAMES_MAX;
 }
 
-const _: () = assert!(Net::SLOT_SIZE == 16);
+const _: () = assert!(Net::SLOT_SIZE <= 24);
 
 /// Bytes of the pool of a net channel.
 pub const POOL_SIZE: u64 = 512 * 1024;
