@@ -107,7 +107,8 @@ pub struct ChannelInfo {
     pub peer_name: Text<32>,
     /// Header page and slots.
     pub rings: Region,
-    /// Bulk data shared with the peer, or length 0.
+    /// Bulk data shared with the peer, or length 0. Blk with a volume in memory: the volume itself, mapped at
+    /// the client only.
     pub pool: Region,
     /// Physical address of the pool, for a domain that may do DMA to it; else 0.
     pub pool_phys: u64,
@@ -119,6 +120,8 @@ pub struct ChannelInfo {
     pub target: Text<64>,
     /// Blk: the volume may only be read. Net: unused.
     pub is_read_only: bool,
+    /// Blk: bytes of a volume in memory. 0: the volume is one of blkback's.
+    pub memory: u64,
     /// Net: the vif's MAC address.
     pub mac: [u8; 6],
 }

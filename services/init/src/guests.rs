@@ -41,6 +41,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     pub fn build_guest(&mut self, spec: &GuestSpec) -> Result<(), BuildError> {
         let names = self.domains.values().map(|domain| &*domain.name);
         let files = guest_plan::check(spec, &self.bundle, names).map_err(BuildError::Request)?;
+        guest_plan::check_memory(spec, self.resources.free.free()).map_err(BuildError::Request)?;
         let domid = self.take_domid();
         let kind = Kind::Guest { ram: 0, vcpus: spec.vcpus, is_dead: false };
         let mut domain = Domain::new(domid, spec.name.clone(), kind, FREE_SLOTS);
@@ -219,6 +220,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             let wire = Wire {
                 target: disk.volume.clone(),
                 is_read_only: disk.is_read_only,
+                memory: disk.memory,
                 ..Wire::new(ChannelKind::Blk, domid, server)
             };
             let channel = self.connect(&wire)?;

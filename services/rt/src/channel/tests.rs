@@ -34,6 +34,7 @@ impl Memory {
             signals: 1,
             target: Text::new(),
             is_read_only: false,
+            memory: 0,
             mac: [0; 6],
         }
     }

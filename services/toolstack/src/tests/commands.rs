@@ -175,6 +175,9 @@ fn a_disk_is_not_shared_by_writers() {
     assert!(world.has_notice("its disk `vol0` is in use by guest `web`"), "{:?}", world.notices());
     assert_eq!(world.guests_started(), Some((10, 1)));
     assert_eq!(World::new(configs("r")).guests_started(), Some((10, 0)));
+    // Volumes in memory are each guest's own, also when they are called alike.
+    let memory = |name| config(name, "disk=['ram:8M,xvda,w']", true);
+    assert_eq!(World::new(vec![memory("web"), memory("db")]).guests_started(), Some((10, 0)));
     let twins = vec![config("web", "", true), config("web", "", true)];
     assert_eq!(World::new(twins).guests_started(), Some((10, 1)));
 }
