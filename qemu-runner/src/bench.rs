@@ -11,6 +11,7 @@ mod paths;
 pub mod report;
 pub mod select;
 mod sizes;
+mod standard;
 
 use std::path::Path;
 use std::time::Duration;
@@ -69,9 +70,7 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Vec<Row>, 
     if selection.has_group(Group::Paths) {
         figures.extend(paths::measure(setting)?);
     }
-    if selection.has_any(&[Group::Exits, Group::Boot, Group::Memory]) {
-        figures.extend(boot::measure(setting)?);
-    }
+    figures.extend(standard::measure(selection, setting)?);
     if selection.has_group(Group::Sizes) {
         let mut request = Request::new(Vec::new());
         request.has_icount = true;

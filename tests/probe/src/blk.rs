@@ -41,7 +41,7 @@ impl Plan {
             "write" => true,
             _ => return Err(format!("`{pattern}` is none of read, write, randread, randwrite").into()),
         };
-        if block == 0 || block % PAGE != 0 {
+        if block == 0 || !block.is_multiple_of(PAGE) {
             return Err(format!("a block of {block} bytes is no multiple of {PAGE}").into());
         }
         if depth == 0 || depth > DEPTH_MAX {
