@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::Error;
+use crate::bench::plots::Moment;
 use crate::bench::report::Figure;
 use crate::bench::standard::readings::Readings;
 use crate::machine::Machine;
@@ -23,14 +24,21 @@ pub const FIGURES: [&str; 6] = [
     "memory-per-guest",
 ];
 
-/// Reads the machine's log, its memory, and what the guest's init said first.
+/// Figures, and what happened when: by the machine's log, its memory, and what the guest's init said first.
 ///
 /// # Errors
 /// Something is not as it is expected, or does not come in time.
-pub fn measure(machine: &Machine, guest: &Readings, timeout: Duration) -> Result<Vec<Figure>, Error> {
-    let stamps = Stamps::read(&machine.exec("xl dmesg", timeout)?.0)?;
+pub fn measure(
+    machine: &Machine,
+    guest: &Readings,
+    timeout: Duration,
+) -> Result<(Vec<Figure>, Vec<Moment>), Error> {
+    let log = machine.exec("xl dmesg", timeout)?.0;
+    let stamps = Stamps::read(&log)?;
     let init = guest.first("now", "monotonic").zip(guest.first("now", "tsc"));
     let (monotonic, tsc) = init.ok_or_else(|| Error::Died("the guest's init did not say the time".into()))?;
+    let mut moments = moments(&log);
+    moments.push(Moment { micros: tsc / PER_MICROSECOND, what: "the guest's init".into() });
     let ordered = stamps.services * PER_MICROSECOND;
     let started = stamps.guest * PER_MICROSECOND;
     let mut figures = vec![
@@ -40,7 +48,7 @@ pub fn measure(machine: &Machine, guest: &Readings, timeout: Duration) -> Result
         Figure::new("create-to-init", tsc.saturating_sub(ordered)),
     ];
     figures.extend(memory(machine, timeout)?);
-    Ok(figures)
+    Ok((figures, moments))
 }
 
 /// Microseconds since the machine's reset, by the machine's log.
@@ -54,11 +62,8 @@ struct Stamps {
 
 impl Stamps {
     fn read(log: &str) -> Result<Self, Error> {
-        let at = |what: &str| {
-            let line = log.lines().find(|line| line.contains(what))?;
-            let (seconds, micros) = line.trim_start_matches(['[', ' ']).split(']').next()?.split_once('.')?;
-            Some(seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?)
-        };
+        let at =
+            |what: &str| log.lines().find(|line| line.contains(what)).and_then(stamp).map(|found| found.0);
         let stamps = at("init: all services are ready").zip(at(": the guest starts at"));
         let (services, guest) = stamps.ok_or_else(|| {
             Error::Died(format!("the machine's log does not show the guest's start: {log}"))
@@ -67,15 +72,40 @@ impl Stamps {
     }
 }
 
-fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
+/// Microseconds and text of a line of the machine's log.
+fn stamp(line: &str) -> Option<(u64, &str)> {
+    let (stamp, text) = line.trim_start_matches(['[', ' ']).split_once("] ")?;
+    let (seconds, micros) = stamp.split_once('.')?;
+    Some((seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?, text))
+}
+
+/// What the log says about the way to the first guest's first instruction.
+fn moments(log: &str) -> Vec<Moment> {
+    let ends = [" is ready (domain", "all services are ready", " is domain ", "the guest starts at"];
+    let told = |(micros, text): (u64, &str)| {
+        let text = text.strip_prefix("init: ").unwrap_or(text);
+        ends.iter().any(|end| text.contains(end)).then(|| {
+            let what = text.split([';', ',', '(']).next().unwrap_or(text).split(" at 0x").next();
+            Moment { micros, what: what.unwrap_or(text).trim().to_owned() }
+        })
+    };
+    let mut moments = vec![Moment { micros: 0, what: "reset".into() }];
+    moments.extend(log.lines().filter_map(stamp).filter_map(told));
+    moments
+}
+
+/// The domains of `xl list -l`.
+pub fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
     serde_json::from_str(text).map_err(|e| Error::Died(format!("`xl list -l` is no JSON: {e}\n{text}")))
 }
 
-fn number(domain: &serde_json::Value, key: &str) -> u64 {
+/// A number of a domain's.
+pub fn number(domain: &serde_json::Value, key: &str) -> u64 {
     domain.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0)
 }
 
-fn is_guest(domain: &serde_json::Value) -> bool {
+/// Whether it is a guest's.
+pub fn is_guest(domain: &serde_json::Value) -> bool {
     domain.get("is_guest").and_then(serde_json::Value::as_bool).unwrap_or(false)
 }
 
@@ -101,6 +131,21 @@ mod tests {
         let log = "[    0.032866] init: all services are ready; x\n[    1.084956] debian: the guest starts at 0x1\n";
         assert_eq!(Stamps::read(log).unwrap(), Stamps { services: 32_866, guest: 1_084_956 });
         assert!(Stamps::read("[    0.032866] init: all services are ready").is_err());
+    }
+
+    #[test]
+    fn the_moments_of_the_boot_are_read_from_the_log() {
+        let log = "[    0.032342] init: blkback is ready (domain 3, 792 KiB)\n[    0.032337] blkback: volume vol0\n\
+                   [    0.071148] init: guest debian is domain 6, 263840 KiB\n[    1.000001] debian: the guest starts at 0x1\n";
+        let moments = moments(log);
+        let moments: Vec<(u64, &str)> = moments.iter().map(|m| (m.micros, m.what.as_str())).collect();
+        let expected = [
+            (0, "reset"),
+            (32_342, "blkback is ready"),
+            (71_148, "guest debian is domain 6"),
+            (1_000_001, "debian: the guest starts"),
+        ];
+        assert_eq!(moments, expected);
     }
 
     #[test]

@@ -215,12 +215,11 @@ pub const TABLE: &[Entry] = &[
     Entry::new(Group::Blk, MIB_PER, "blk-read-128k-qd8", "128 KiB sequential read, 8 in flight")
         .more()
         .peer(1125, "Xen"),
-    blk("virtio-randread-4k-qd1", "the same on an image of the host, whose time it is"),
-    blk("virtio-randread-4k-qd32", "the same on an image of the host"),
-    blk("virtio-randwrite-4k-qd1", "the same on an image of the host, whose time it is"),
-    blk("virtio-randwrite-4k-qd32", "the same on an image of the host"),
-    Entry::new(Group::Blk, MIB_PER, "virtio-read-1m-qd1", "the same on an image of the host").more(),
-    Entry::new(Group::Blk, MIB_PER, "virtio-read-128k-qd8", "the same on an image of the host").more(),
+    blk("virtio-randread-4k-qd1", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-randread-4k-qd32", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-randwrite-4k-qd1", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-randwrite-4k-qd32", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-read-1m-qd1", "1 MiB sequential read, image of the host: CPU time of all domains"),
     net("tcp-rr", "TCP request and response of one byte").peer(73_464, "KVM").goal(37_000),
     Entry::new(Group::Net, MBIT_PER, "tcp-out", "TCP from the guest").more().peer(3096, "Xen").goal(6000),
     Entry::new(Group::Net, MBIT_PER, "tcp-in", "TCP to the guest").more().peer(3773, "KVM").goal(7000),

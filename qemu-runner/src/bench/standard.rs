@@ -6,213 +6,177 @@
 //! server in their hosts.
 
 pub mod readings;
+mod split;
+pub mod work;
 
 use std::time::Duration;
 
 use image_builder::machine::workspace_root;
 
 use crate::Error;
+use crate::bench::plots::{Moment, Split};
 use crate::bench::report::Figure;
 use crate::bench::select::Selection;
 use crate::bench::{Setting, boot};
-use crate::guest::standard::{self, DONE, FAILED, NAME, Plan};
-use crate::machine::Machine;
+use crate::guest::standard::{self, NAME};
+use crate::machine::{Guest, Machine};
 use crate::session::{Request, Session};
-use readings::{Reading, Readings};
+use readings::Readings;
+use work::{Source, Work};
 
 /// How often the guest measures everything.
 const REPEAT: u32 = 3;
-/// MiB of each block and each network measurement, as in the peers' runs.
-const AMOUNT_MIB: u32 = 8;
 /// Size of the disk.
 const DISK_MIB: u64 = 64;
 /// Adds the station to the system; below the workspace's root.
 const STATION: &str = "tests/peer/manifest.toml";
 /// How long the end of a machine may take.
 const END: Duration = Duration::from_secs(60);
+/// Linux has a disk when its handshake is through.
+const DISK_UP: &str = "until [ -e /dev/xvda ]; do sleep 0.1; done";
+/// The address that the station's network has for guests, and time for what Linux sends when an interface comes up.
+const NET_UP: &str =
+    "until ip addr add 10.77.0.2/24 dev eth0; do sleep 0.1; done; ip link set eth0 up; sleep 1";
 
-/// Where a figure comes from: its name, the probe's line, and the value in that line.
-type Source = (&'static str, &'static str, fn(&Reading) -> Option<u64>);
-
-const EXITS: [Source; 6] = [
-    ("guest-cpuid", "cpuid", median),
-    ("guest-vmmcall", "vmmcall", median),
-    ("guest-alternating", "alternating", median),
-    ("guest-in", "in-unclaimed", median),
-    ("guest-rdtsc", "rdtsc", median),
-    ("guest-syscall", "syscall", median),
-];
-
-const CPU: [Source; 5] = [
-    ("page-fault", "page-fault", each),
-    ("alu-loop", "alu", total),
-    ("fork-wait", "fork-wait", each),
-    ("pipe-ping-pong", "pipe-ping-pong", each),
-    ("sleep-overshoot", "sleep-overshoot", median),
-];
-
-const BLK: [Source; 6] = [
-    ("blk-randread-4k-qd1", "xvda-randread-4k-qd1", each),
-    ("blk-randread-4k-qd32", "xvda-randread-4k-qd32", each),
-    ("blk-randwrite-4k-qd1", "xvda-randwrite-4k-qd1", each),
-    ("blk-randwrite-4k-qd32", "xvda-randwrite-4k-qd32", each),
-    ("blk-read-1m-qd1", "xvda-read-1024k-qd1", mebibytes),
-    ("blk-read-128k-qd8", "xvda-read-128k-qd8", mebibytes),
-];
-
-/// The same on an image of the host: QEMU answers when the host's kernel does, so the time that a guest waits with
-/// nothing else to do is not counted but the host's.
-const VIRTIO: [Source; 6] = [
-    ("virtio-randread-4k-qd1", "xvda-randread-4k-qd1", each),
-    ("virtio-randread-4k-qd32", "xvda-randread-4k-qd32", each),
-    ("virtio-randwrite-4k-qd1", "xvda-randwrite-4k-qd1", each),
-    ("virtio-randwrite-4k-qd32", "xvda-randwrite-4k-qd32", each),
-    ("virtio-read-1m-qd1", "xvda-read-1024k-qd1", mebibytes),
-    ("virtio-read-128k-qd8", "xvda-read-128k-qd8", mebibytes),
-];
-
-const NET: [Source; 3] =
-    [("tcp-rr", "tcp-rr", mean), ("tcp-out", "tcp-tx", megabits), ("tcp-in", "tcp-rx", megabits)];
-
-fn median(reading: &Reading) -> Option<u64> {
-    reading.get("median").copied()
+/// What was found out.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// Figures.
+    pub figures: Vec<Figure>,
+    /// What happened when in the shipped system, from its reset on, if it was booted.
+    pub boot: Vec<Moment>,
+    /// What each request costs, by domain.
+    pub splits: Vec<Split>,
 }
 
-fn mean(reading: &Reading) -> Option<u64> {
-    reading.get("mean-ns").copied()
-}
-
-fn each(reading: &Reading) -> Option<u64> {
-    reading.get("each-ns").copied()
-}
-
-fn total(reading: &Reading) -> Option<u64> {
-    reading.get("total-ns").copied()
-}
-
-/// Per 1e9 instructions, each of which takes 1 ns.
-fn rate(reading: &Reading, unit: u64) -> Option<u64> {
-    let amount = u128::from(*reading.get("bytes")?) * 1_000_000_000 / u128::from(unit);
-    u64::try_from(amount.checked_div(u128::from(total(reading)?))?).ok()
-}
-
-fn mebibytes(reading: &Reading) -> Option<u64> {
-    rate(reading, 1 << 20)
-}
-
-fn megabits(reading: &Reading) -> Option<u64> {
-    rate(reading, 1_000_000 / 8)
-}
-
-/// Boots and measures what is selected of these figures and those of [`boot`].
+/// Boots and measures what is selected of the figures of [`work`] and [`boot`].
 ///
 /// # Errors
 /// The machine or its guest does not come up, or not in time, or a measurement fails.
-pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
-    let is_wanted = |sources: &[Source]| sources.iter().any(|(name, ..)| selection.has(name));
-    let wanted = |all: &[(&'static str, &'static [Source])]| {
-        all.iter().copied().filter(|(_, sources)| is_wanted(sources)).collect::<Vec<_>>()
+pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, Error> {
+    let wanted = |sources: &[Source]| -> Vec<Source> {
+        sources.iter().copied().filter(|source| selection.has(source.figure)).collect()
     };
-    let mut figures = Vec::new();
-    let tests = wanted(&[("exits", &EXITS), ("cpu", &CPU), ("blk", &VIRTIO)]);
-    if !tests.is_empty() || boot::FIGURES.iter().any(|name| selection.has(name)) {
-        let image = tempfile::NamedTempFile::new().map_err(Error::io("a temporary file"))?;
-        image.as_file().set_len(DISK_MIB << 20).map_err(Error::path(image.path()))?;
-        let disk = format!("vdev=xvda,format=raw,access=rw,target={}", image.path().display());
-        figures.extend(run(&tests, disk, None, setting)?);
+    let mut measured = Measured::default();
+    let (own, image) = (wanted(&[&work::EXITS[..], &work::CPU].concat()), wanted(&work::IMAGE));
+    if !own.is_empty() || !image.is_empty() || boot::FIGURES.iter().any(|name| selection.has(name)) {
+        shipped(&own, &image, setting, &mut measured)?;
     }
-    let tests = wanted(&[("blk", &BLK), ("net", &NET)]);
-    if !tests.is_empty() {
-        let path = workspace_root().join(STATION);
-        let text = std::fs::read_to_string(&path).map_err(Error::path(&path))?;
-        let manifest = (STATION.to_owned(), text);
-        figures.extend(run(&tests, format!("ram:{DISK_MIB}M,xvda,w"), Some(manifest), setting)?);
+    let (blk, net) = (wanted(&work::BLK), wanted(&work::NET));
+    if !blk.is_empty() || !net.is_empty() {
+        in_memory(&blk, &net, setting, &mut measured)?;
     }
-    Ok(figures)
+    Ok(measured)
 }
 
-/// One machine with the guest. The figures of [`boot`] are those of the system as it is shipped.
-fn run(
-    tests: &[(&'static str, &'static [Source])],
-    disk: String,
-    manifest: Option<(String, String)>,
+/// The system as it is shipped, and a guest with an image on the host as its disk.
+fn shipped(
+    own: &[Source],
+    image: &[Source],
     setting: Setting<'_>,
-) -> Result<Vec<Figure>, Error> {
-    let Setting { timeout, log, progress } = setting;
-    let plan = Plan {
-        tests: tests.iter().map(|(test, _)| *test).collect(),
-        repeat: REPEAT,
-        blk_mib: AMOUNT_MIB,
-        net_mib: AMOUNT_MIB,
-        disk: Some(disk),
-    };
-    let is_shipped = manifest.is_none();
-    let mut request = Request::new(vec![standard::config(&plan, progress)?]);
-    request.manifest = manifest;
-    request.has_icount = true;
-    request.progress = progress;
-    let session = Session::prepare(&request)?;
-    let machine = session.start(log)?;
-    machine.wait_up(timeout)?;
-    let readings = read(&machine, timeout)?;
-    let mut figures = Vec::new();
-    for (_, sources) in tests {
-        figures.extend(derive(sources, &readings)?);
+    measured: &mut Measured,
+) -> Result<(), Error> {
+    let file = tempfile::NamedTempFile::new().map_err(Error::io("a temporary file"))?;
+    // Written in full, so that the host has nothing to allocate.
+    std::io::Write::write_all(&mut file.as_file(), &vec![0x5a; (DISK_MIB as usize) << 20])
+        .map_err(Error::path(file.path()))?;
+    let disk = format!("vdev=xvda,format=raw,access=rw,target={}", file.path().display());
+    let bench = Bench::start(&disk, None, setting)?;
+    let mut shell = bench.shell()?;
+    let (figures, moments) = boot::measure(&bench.machine, &Readings::parse(&shell.text()), setting.timeout)?;
+    measured.figures.extend(figures);
+    measured.boot = moments;
+    measured.figures.extend(run(&mut shell, own, setting.timeout)?);
+    if !image.is_empty() {
+        command(&mut shell, DISK_UP, setting.timeout)?;
     }
-    if is_shipped {
-        figures.extend(boot::measure(&machine, &readings, timeout)?);
+    for source in image {
+        let split = split::measure(&bench.machine, &mut shell, source, setting.timeout)?;
+        measured.figures.push(Figure::new(source.figure, split.parts.iter().map(|part| part.1).sum()));
+        measured.splits.push(split);
     }
-    machine.guest(NAME).send(b"\n")?;
-    machine.quit(END)?;
-    Ok(figures)
+    bench.end()
 }
 
-/// Waits until the guest has measured everything.
-fn read(machine: &Machine, timeout: Duration) -> Result<Readings, Error> {
-    let console = machine.wait("figures of the standard guest", timeout, |state| {
-        let text = &state.guests.get(NAME)?.text;
-        text.lines().any(|line| line == DONE || line.starts_with(FAILED)).then(|| text.clone())
-    })?;
-    match console.lines().find(|line| line.starts_with(FAILED)) {
-        Some(line) => Err(Error::Died(format!("{line}. The guest's console:\n{console}"))),
-        None => Ok(Readings::parse(&console)),
-    }
-}
-
-fn derive(sources: &[Source], readings: &Readings) -> Result<Vec<Figure>, Error> {
-    let figure = |(name, line, value): &Source| {
-        let value = readings.median(line, value).ok_or_else(|| {
-            Error::Died(format!("the standard guest did not say `{line}`, which {name} comes from"))
-        })?;
-        Ok(Figure::new(name, value))
-    };
-    sources.iter().map(figure).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bench::goals;
-
-    #[test]
-    fn every_figure_is_in_the_table() {
-        let all = [&EXITS[..], &CPU, &BLK, &VIRTIO, &NET].concat();
-        let names = all.iter().map(|(name, ..)| *name).chain(boot::FIGURES);
-        for name in names {
-            assert!(goals::entry(name).is_some(), "{name}");
+/// The system with a station, and a guest with a disk in memory.
+fn in_memory(
+    blk: &[Source],
+    net: &[Source],
+    setting: Setting<'_>,
+    measured: &mut Measured,
+) -> Result<(), Error> {
+    let path = workspace_root().join(STATION);
+    let text = std::fs::read_to_string(&path).map_err(Error::path(&path))?;
+    let bench = Bench::start(&format!("ram:{DISK_MIB}M,xvda,w"), Some((STATION.to_owned(), text)), setting)?;
+    let mut shell = bench.shell()?;
+    for (up, sources) in [(DISK_UP, blk), (NET_UP, net)] {
+        if sources.is_empty() {
+            continue;
+        }
+        command(&mut shell, up, setting.timeout)?;
+        measured.figures.extend(run(&mut shell, sources, setting.timeout)?);
+        for source in sources {
+            measured.splits.push(split::measure(&bench.machine, &mut shell, source, setting.timeout)?);
         }
     }
+    bench.end()
+}
 
-    #[test]
-    fn figures_are_medians_and_rates() {
-        let line = |ns: u64| format!("probe: xvda-read-1024k-qd1 requests=8 bytes=8388608 total-ns={ns}\n");
-        let readings = Readings::parse(&[2_000_000, 9_000_000, 1_000_000].map(line).concat());
-        let figures = derive(&[("blk-read-1m-qd1", "xvda-read-1024k-qd1", mebibytes)], &readings).unwrap();
-        assert_eq!(figures, [Figure::new("blk-read-1m-qd1", 4000)]);
-        assert!(derive(&NET, &readings).is_err());
-        assert_eq!(
-            megabits(&Reading::from([("bytes".into(), 1_000_000), ("total-ns".into(), 1_000_000)])),
-            Some(8000)
-        );
+/// A machine with the guest.
+struct Bench {
+    machine: Machine,
+    timeout: Duration,
+    /// Holds the bundle.
+    _session: Session,
+}
+
+impl Bench {
+    fn start(disk: &str, manifest: Option<(String, String)>, setting: Setting<'_>) -> Result<Self, Error> {
+        let mut request = Request::new(vec![standard::config(Some(disk), setting.progress)?]);
+        request.manifest = manifest;
+        request.has_icount = true;
+        request.progress = setting.progress;
+        let session = Session::prepare(&request)?;
+        let machine = session.start(setting.log)?;
+        machine.wait_up(setting.timeout)?;
+        Ok(Self { machine, timeout: setting.timeout, _session: session })
+    }
+
+    fn shell(&self) -> Result<Guest<'_>, Error> {
+        let mut shell = self.machine.guest(NAME).from_start();
+        shell.wait_shell(self.timeout)?;
+        Ok(shell)
+    }
+
+    fn end(&self) -> Result<(), Error> {
+        // Its init then powers it off.
+        self.machine.guest(NAME).send(b"exit\n")?;
+        self.machine.quit(END)
+    }
+}
+
+/// Measures these figures in a guest that has the probe, at its shell.
+///
+/// # Errors
+/// The probe fails, or not all came in time.
+pub fn run(shell: &mut Guest<'_>, sources: &[Source], timeout: Duration) -> Result<Vec<Figure>, Error> {
+    let mut works: Vec<Work> = sources.iter().map(|source| source.work).collect();
+    works.dedup();
+    let mut readings = Readings::default();
+    for _ in 0..REPEAT {
+        for work in &works {
+            readings.extend(Readings::parse(&command(shell, &work.command(1), timeout)?));
+        }
+    }
+    sources.iter().map(|source| source.figure(&readings)).collect()
+}
+
+/// Runs a command at the guest's shell, which must succeed; its output.
+fn command(shell: &mut Guest<'_>, command: &str, timeout: Duration) -> Result<String, Error> {
+    match shell.shell(command, timeout)? {
+        (output, 0) => Ok(output),
+        (output, status) => Err(Error::Died(format!(
+            "`{command}` in the standard guest ended with status {status}: {output}"
+        ))),
     }
 }

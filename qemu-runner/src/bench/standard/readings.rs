@@ -29,6 +29,13 @@ impl Readings {
         readings
     }
 
+    /// Adds later readings.
+    pub fn extend(&mut self, more: Self) {
+        for (name, readings) in more.0 {
+            self.0.entry(name).or_default().extend(readings);
+        }
+    }
+
     /// The median of a value of a name, as `figure` derives it; `None`: a repetition lacks it, or there is none.
     pub fn median(&self, name: &str, figure: impl Fn(&Reading) -> Option<u64>) -> Option<u64> {
         let mut values = self.0.get(name)?.iter().map(figure).collect::<Option<Vec<u64>>>()?;
@@ -57,5 +64,8 @@ mod tests {
         assert_eq!(median("mean"), None);
         assert_eq!(readings.median("vmmcall", |_| Some(1)), None);
         assert_eq!(readings.first("now", "tsc"), Some(9));
+        let mut more = readings.clone();
+        more.extend(Readings::parse("probe: cpuid median=999"));
+        assert_eq!(more.median("cpuid", |reading| reading.get("median").copied()), Some(999));
     }
 }
