@@ -289,6 +289,12 @@ macro_rules! ends {
                     self.0.tx.free().map_or(0, |free| free as usize)
                 }
 
+                /// Whether a message waits; also when the peer is broken, which receiving it finds out.
+                #[inline]
+                pub fn has_messages(&self) -> bool {
+                    self.0.rx.available() != Ok(0)
+                }
+
                 /// Signals the peer if it sleeps; after every batch of [`Self::send`] and [`Self::receive`].
                 #[inline]
                 pub fn flush(&mut self) {

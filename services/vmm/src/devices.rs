@@ -229,6 +229,7 @@ impl Devices {
     /// Serves until nothing is left to do: see the invariant above.
     #[inline]
     pub fn settle(&mut self, guest: &mut Guest) {
+        guest.events.kicks |= core::mem::take(&mut guest.events.later);
         while guest.events.kicks != 0 || self.armed | self.blocked != self.all {
             self.settle_once(guest);
         }
@@ -279,14 +280,14 @@ impl Devices {
     }
 
     fn connect(&mut self, guest: &mut Guest, handshake: usize, values: &crate::backend::Values) {
-        let [first, second, third] = values;
+        let [first, second, third, rest @ ..] = values;
         let result = match self.handshakes.get(handshake) {
             Some(&(Class::Vbd, n)) => match self.disks.get_mut(n) {
                 Some((disk, _)) => disk.connect(guest, first, second, third),
                 None => return,
             },
             Some(&(Class::Vif, n)) => match self.vifs.get_mut(n) {
-                Some((vif, _)) => vif.connect(guest, first, second, third),
+                Some((vif, _)) => vif.connect(guest, &crate::backend::vif_nodes(first, second, third, rest)),
                 None => return,
             },
             None => return,

@@ -80,6 +80,8 @@ pub struct Events {
     pub kicks: u64,
     /// An upcall was announced that the guest was not seen to have taken.
     has_news: Cell<bool>,
+    /// Devices that are to be served after the guest's next exit, or before it sleeps.
+    pub later: u64,
 }
 
 impl Events {
@@ -92,6 +94,7 @@ impl Events {
             vcpus: (0..vcpus).map(info).collect(),
             kicks: 0,
             has_news: Cell::new(false),
+            later: 0,
         }
     }
 

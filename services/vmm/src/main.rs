@@ -328,6 +328,9 @@ impl Vmm {
         loop {
             self.devices.settle(&mut self.machine.guest);
             if self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu) {
+                if self.machine.guest.events.later != 0 {
+                    continue;
+                }
                 self.set_timer();
                 return sys::event_wait(self.event).unwrap_or(u64::MAX);
             }
