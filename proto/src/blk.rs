@@ -1,7 +1,8 @@
 //! A VMM (A) and blkback (B): reads and writes between a volume and the channel's pool.
 //!
 //! The VMM owns the pool's allocation: a request names a part of the pool that nothing else uses until
-//! its answer. Every request is answered exactly once.
+//! its answer. Every request is answered exactly once. A volume in memory lies in the client's pool, and
+//! blkback, which cannot reach it, checks and answers requests.
 
 use postcard::experimental::max_size::MaxSize;
 use postcard_schema::Schema;
@@ -44,7 +45,8 @@ pub enum Request {
         direction: Direction,
         /// First sector, in units of [`SECTOR`].
         sector: u64,
-        /// Where in the pool; a multiple of [`SECTOR`].
+        /// Where in the pool; a multiple of [`SECTOR`]. For a volume in memory 0: the client moves the bytes
+        /// itself, a write's before it asks and a read's after the answer.
         pool_offset: u32,
         /// Bytes; a multiple of [`SECTOR`], not 0, at most [`TRANSFER_MAX`].
         len: u32,

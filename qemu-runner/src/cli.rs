@@ -13,7 +13,7 @@ use crate::qemu::Net;
 /// operator's prompt, Ctrl-A x ends QEMU.
 ///
 /// Exit status: 0 success; 1 a command or guest failed; 2 an option, configuration or file is wrong, or
-/// something is missing; 3 timeout; 4 the machine died.
+/// something is missing; 3 timeout; 4 the machine died; 5 a figure is worse than the baseline's.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
@@ -30,6 +30,9 @@ pub enum Action {
     /// Measure under -icount and print the figures.
     Bench(BenchArgs),
 }
+
+/// Size of a trace's ring if none is given, as `xl trace start` has it.
+const TRACE_KIB: u32 = 512;
 
 /// Options of `run`.
 #[derive(Debug, Args, Default)]
@@ -51,6 +54,13 @@ pub struct RunArgs {
     /// Write one file per domain's console and log to this folder.
     #[arg(long, value_name = "DIR")]
     pub log: Option<PathBuf>,
+    /// Record what kernel and guests do while the commands of --exec run (without any: until the line of
+    /// --until), and write it to this file, for ui.perfetto.dev and chrome://tracing.
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
+    /// Size of the trace's ring: 32 bytes a record, the oldest are overwritten.
+    #[arg(long, value_name = "KIB", default_value_t = TRACE_KIB, requires = "trace")]
+    pub trace_kib: u32,
     /// Memory of the machine.
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
@@ -92,21 +102,33 @@ pub struct RunArgs {
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Give up after this time.
+    /// What to measure: groups (paths, exits, cpu, blk, net, boot, memory, growth, sizes, lines), single
+    /// figures, or `quick`, which is what has a promise; nothing: all but growth.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Give up a machine after this time.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
-    /// Write the streams of the default guest's machine to this folder.
+    /// Write the streams of the guest's machine to this folder.
     #[arg(long, value_name = "DIR")]
     pub log: Option<PathBuf>,
-    /// Write the figures to this file, as a list of objects with name, value, unit and peer.
+    /// Write the figures to this file, as a list of objects with name, value, unit, goal, peer,
+    /// higher_is_better and more.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Compare with the figures that an earlier run wrote with --json; one that is worse by more than 3 %
+    /// is exit status 5.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// Write pictures of the figures to this folder, as SVG.
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
 }
 
 impl RunArgs {
     /// `run` with no options.
     pub fn by_default() -> Self {
-        Self { smp: 1, ..Self::default() }
+        Self { smp: 1, trace_kib: TRACE_KIB, ..Self::default() }
     }
 }
 
@@ -120,12 +142,21 @@ mod tests {
         Cli::command().debug_assert();
         let words = "qemu-runner run --guest web.cfg --guest db.cfg --exec x --exec y --timeout 120 --log out/ \
                      --until z --memory 1024 --smp 2 --accel tcg --icount --qemu-arg -d --net none --hostfwd \
-                     tcp::8080-:80";
+                     tcp::8080-:80 --trace t.json --trace-kib 64";
         let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
         let Some(Action::Run(run)) = cli.command else { panic!("not run") };
         assert_eq!((run.guests.len(), run.exec.len(), run.timeout, run.smp), (2, 2, Some(120), 2));
         assert_eq!((run.accel, run.icount, run.net), (Some(Accel::Tcg), true, Net::None));
         assert_eq!(run.qemu_args, ["-d"]);
+        assert_eq!((run.trace, run.trace_kib), (Some("t.json".into()), 64));
+        assert!(Cli::try_parse_from(["qemu-runner", "run", "--trace-kib", "64"]).is_err());
+        let words = "qemu-runner bench paths round-trip --json new.json --baseline old.json";
+        let Some(Action::Bench(bench)) = Cli::try_parse_from(words.split_whitespace()).unwrap().command
+        else {
+            panic!("not bench")
+        };
+        assert_eq!(bench.names, ["paths", "round-trip"]);
+        assert!(bench.json.is_some() && bench.baseline.is_some());
         assert!(Cli::try_parse_from(["qemu-runner"]).unwrap().command.is_none());
         assert!(Cli::try_parse_from(["qemu-runner", "run", "--guest", "a", "--kernel", "b"]).is_err());
     }

@@ -165,14 +165,14 @@ impl Planner {
             );
         }
         self.plan.guests.push(name);
-        self.plan.guests_mib = self.plan.guests_mib.saturating_add(config.memory_kib.value.div_ceil(1024));
-        if config.memory_kib.value / 1024 > host_memory_mib() {
+        self.plan.guests_mib = self.plan.guests_mib.saturating_add(config.total_kib().div_ceil(1024));
+        if config.total_kib() / 1024 > host_memory_mib() {
             self.say(
                 file,
                 config.memory_kib.span,
                 format!(
                     "the guest asks for {} MiB, more than this host has ({} MiB); ask for less",
-                    config.memory_kib.value / 1024,
+                    config.total_kib() / 1024,
                     host_memory_mib()
                 ),
             );

@@ -107,7 +107,7 @@ impl Session {
         let machine = {
             // One build at a time; cargo would wait without saying so.
             let _lock = host::Lock::take(&host::cache_dir().join("build.lock"))?;
-            let mut build = BuildRequest::new(programs);
+            let mut build = BuildRequest::new(manifest.programs(programs));
             build.kernel_features.clone_from(&request.kernel_features);
             image_builder::build(&build, progress)?
         };

@@ -11,7 +11,7 @@ use proto::blk::{POOL_SIZE, Request, Response};
 use proto::channel::Region;
 use proto::text::Text;
 
-use crate::channel::{Channel, State};
+use crate::channel::{Channel, Source, State};
 use crate::disk::{Disk, Geometry, Outcome, Tag};
 
 /// Requests taken from one channel before the others get their turn.
@@ -46,8 +46,10 @@ pub struct Attachment<'a> {
     pub volume: &'a str,
     /// Writes are to be refused.
     pub is_read_only: bool,
-    /// The pool.
+    /// The pool; with a volume in memory, nothing.
     pub pool: Region,
+    /// Bytes of a volume in the client's memory, or 0.
+    pub memory: u64,
 }
 
 #[derive(Debug)]
@@ -96,14 +98,19 @@ impl<C: Client, D: Disk> Backend<C, D> {
     /// # Errors
     /// A sentence for people.
     pub fn attach(&mut self, attachment: &Attachment<'_>, client: C) -> Result<(), &'static str> {
-        let Attachment { id, volume, is_read_only, pool } = *attachment;
+        let Attachment { id, volume, is_read_only, pool, memory } = *attachment;
         if self.channels.iter().flatten().any(|channel| channel.id == id) {
             return Err("The channel is attached already.");
         }
-        if pool.len < POOL_SIZE || pool.addr.checked_add(POOL_SIZE).is_none() {
+        if memory == 0 && (pool.len < POOL_SIZE || pool.addr.checked_add(POOL_SIZE).is_none()) {
             return Err("The channel's pool is too small.");
         }
-        let channel = Channel::new(client, id, pool, self.find_volume(volume), is_read_only);
+        let source = match (memory, self.find_volume(volume)) {
+            (0, Some(volume)) => Source::Volume(volume),
+            (0, None) => Source::Nothing,
+            (bytes, _) => Source::Memory(Geometry::of_memory(bytes)),
+        };
+        let channel = Channel::new(client, id, pool, source, is_read_only);
         if let Some(free) = self.channels.iter_mut().find(|slot| slot.is_none()) {
             *free = Some(channel);
         } else if self.channels.len() < CHANNELS_MAX {
@@ -197,8 +204,12 @@ impl<C: Client, D: Disk> Backend<C, D> {
                 self.open(index);
                 continue;
             }
-            let volume = channel.volume.and_then(|volume| self.volumes.get(volume));
-            if let Err((id, status)) = channel.accept(&request, volume.map(|volume| &volume.geometry)) {
+            let geometry = match channel.volume {
+                Source::Volume(volume) => self.volumes.get(volume).map(|volume| volume.geometry),
+                Source::Memory(geometry) => Some(geometry),
+                Source::Nothing => None,
+            };
+            if let Err((id, status)) = channel.accept(&request, geometry.as_ref()) {
                 Self::answer(channel, &Response::Done { id, status });
             }
         }
@@ -207,8 +218,15 @@ impl<C: Client, D: Disk> Backend<C, D> {
 
     fn open(&mut self, index: usize) {
         let Some(Some(channel)) = self.channels.get_mut(index) else { return };
-        let volume = channel.volume.and_then(|volume| self.volumes.get_mut(volume));
-        let response = match Self::try_open(channel.state, channel.is_read_only, index, volume) {
+        let opened = match channel.volume {
+            Source::Memory(geometry) => Self::opened(channel.state, channel.is_read_only, &geometry),
+            Source::Volume(volume) => {
+                let volume = self.volumes.get_mut(volume);
+                Self::try_open(channel.state, channel.is_read_only, index, volume)
+            }
+            Source::Nothing => Self::try_open(channel.state, channel.is_read_only, index, None),
+        };
+        let response = match opened {
             Ok((opened, is_read_only)) => {
                 channel.state = State::Open { is_read_only };
                 opened
@@ -223,33 +241,42 @@ impl<C: Client, D: Disk> Backend<C, D> {
         Self::answer(channel, &response);
     }
 
-    fn try_open(
+    /// The answer for a volume that the channel may use.
+    fn opened(
         state: State,
         is_read_only: bool,
-        index: usize,
-        volume: Option<&mut Volume<D>>,
+        geometry: &Geometry,
     ) -> Result<(Response, bool), &'static str> {
         if state != State::Closed {
             return Err("The channel was opened before.");
         }
-        let volume = volume.ok_or("There is no volume of this name.")?;
-        let geometry = volume.geometry;
         if let Some(flaw) = geometry.flaw() {
             return Err(flaw);
         }
         let is_read_only = is_read_only || geometry.is_read_only;
-        if !is_read_only {
-            if volume.writer.is_some_and(|writer| writer != index) {
-                return Err("Another guest has the volume open for writing.");
-            }
-            volume.writer = Some(index);
-        }
         let opened = Response::Opened {
             sectors: geometry.sectors,
             sector_size: geometry.sector_size,
             is_read_only,
             has_cache: geometry.has_flush,
         };
+        Ok((opened, is_read_only))
+    }
+
+    fn try_open(
+        state: State,
+        is_read_only: bool,
+        index: usize,
+        volume: Option<&mut Volume<D>>,
+    ) -> Result<(Response, bool), &'static str> {
+        let volume = volume.ok_or("There is no volume of this name.")?;
+        let (opened, is_read_only) = Self::opened(state, is_read_only, &volume.geometry)?;
+        if !is_read_only {
+            if volume.writer.is_some_and(|writer| writer != index) {
+                return Err("Another guest has the volume open for writing.");
+            }
+            volume.writer = Some(index);
+        }
         Ok((opened, is_read_only))
     }
 
@@ -278,7 +305,8 @@ impl<C: Client, D: Disk> Backend<C, D> {
             let turn = volume.turn % count;
             volume.turn = (turn + 1) % count;
             let channel = self.channels.get_mut(turn).and_then(Option::as_mut);
-            let channel = channel.filter(|channel| channel.volume == Some(index) && channel.is_waiting());
+            let channel =
+                channel.filter(|channel| channel.volume == Source::Volume(index) && channel.is_waiting());
             let next = channel.and_then(|channel| channel.next_operation(&volume.geometry));
             let Some((id, operation)) = next else {
                 idle_turns += 1;

@@ -5,7 +5,7 @@
 use alloc::collections::VecDeque;
 use core::array;
 
-use proto::blk::{IN_FLIGHT_MAX, Request, Status};
+use proto::blk::{IN_FLIGHT_MAX, POOL_SIZE, Request, Status};
 use proto::channel::Region;
 
 use crate::disk::{Geometry, Operation, Outcome};
@@ -50,14 +50,24 @@ pub(crate) enum State {
     Dropped,
 }
 
+/// What a channel's requests are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// There is no volume of the name.
+    Nothing,
+    /// The volume with this index.
+    Volume(usize),
+    /// Memory of the client's own: what is right is answered at once.
+    Memory(Geometry),
+}
+
 /// A channel.
 #[derive(Debug)]
 pub(crate) struct Channel<C> {
     pub(crate) client: C,
     pub(crate) id: u32,
     pub(crate) pool: Region,
-    /// Index of the volume, or `None` where there is none of the name.
-    pub(crate) volume: Option<usize>,
+    pub(crate) volume: Source,
     pub(crate) is_read_only: bool,
     pub(crate) state: State,
     pub(crate) is_detaching: bool,
@@ -69,7 +79,7 @@ pub(crate) struct Channel<C> {
 }
 
 impl<C> Channel<C> {
-    pub(crate) fn new(client: C, id: u32, pool: Region, volume: Option<usize>, is_read_only: bool) -> Self {
+    pub(crate) fn new(client: C, id: u32, pool: Region, volume: Source, is_read_only: bool) -> Self {
         Self {
             client,
             id,
@@ -124,7 +134,13 @@ impl<C> Channel<C> {
         let (State::Open { is_read_only }, Some(volume)) = (self.state, volume) else { return Err(bad) };
         let slot = self.requests.get_mut(usize::from(id)).filter(|slot| slot.is_none()).ok_or(bad)?;
         match transfer {
-            Some(transfer) => transfer.check(volume, is_read_only).map_err(|status| (id, status))?,
+            Some(transfer) => {
+                let pool = if matches!(self.volume, Source::Memory(_)) { 0 } else { POOL_SIZE };
+                transfer.check(volume, pool, is_read_only).map_err(|status| (id, status))?;
+                if pool == 0 {
+                    return Err((id, Status::Ok));
+                }
+            }
             // Without a cache, what was answered before is on stable storage already.
             None if !volume.has_flush => return Err((id, Status::Ok)),
             None => {}

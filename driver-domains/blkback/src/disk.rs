@@ -18,6 +18,12 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// A volume of `bytes` in memory.
+    pub fn of_memory(bytes: u64) -> Self {
+        let sectors = bytes / SECTOR;
+        Self { sectors, sector_size: 512, is_read_only: false, has_flush: false, operation_max: u32::MAX }
+    }
+
     /// Why the volume cannot be used, if so: a sentence for people.
     pub fn flaw(&self) -> Option<&'static str> {
         let sector = u64::from(self.sector_size);

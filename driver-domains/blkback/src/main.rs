@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use blkback::{Attachment, Backend, Client, Disk, Gone};
 use proto::blk::{Blk, Request, Response};
-use proto::channel::{ChannelInfo, ChannelKind};
+use proto::channel::{ChannelInfo, ChannelKind, Region};
 use proto::supervise;
 use rt::channel::Server;
 use rt::supervise::Supervisor;
@@ -63,7 +63,10 @@ fn main(env: rt::Env) -> ! {
         let has_more = backend.poll();
         while let Some((id, pool, ring)) = backend.take_detached() {
             drop(ring);
-            if let Err(error) = hal::remove_pool(pool) {
+            // A volume in a client's memory has no pool.
+            if pool.len > 0
+                && let Err(error) = hal::remove_pool(pool)
+            {
                 log::error!("channel {id}: {error}");
             }
             supervisor.detached(id);
@@ -112,20 +115,26 @@ fn attach(backend: &mut Disks, channel: &ChannelInfo) -> Result<(), &'static str
     if channel.kind != ChannelKind::Blk {
         return Err("The block backend serves blk channels only.");
     }
-    if channel.pool_phys == 0 {
+    let has_pool = channel.memory == 0;
+    if has_pool && channel.pool_phys == 0 {
         return Err("The channel's pool has no physical address.");
     }
     let ring = Server::connect(channel).map_err(|_| "The channel's rings do not fit the protocol.")?;
-    hal::add_pool(channel.pool, channel.pool_phys)
-        .map_err(|_| "The channel's pool cannot be used for DMA.")?;
+    if has_pool {
+        hal::add_pool(channel.pool, channel.pool_phys)
+            .map_err(|_| "The channel's pool cannot be used for DMA.")?;
+    }
     let attachment = Attachment {
         id: channel.id,
         volume: channel.target.as_str(),
         is_read_only: channel.is_read_only,
-        pool: channel.pool,
+        pool: if has_pool { channel.pool } else { Region::default() },
+        memory: channel.memory,
     };
     backend.attach(&attachment, Ring(ring)).inspect_err(|_| {
-        let _forgotten = hal::remove_pool(channel.pool);
+        if has_pool {
+            let _forgotten = hal::remove_pool(channel.pool);
+        }
     })
 }
 

@@ -1,6 +1,6 @@
 //! Checks of a request, before anything is done with it, and its division into operations.
 
-use proto::blk::{Direction, POOL_SIZE, SECTOR, Status, TRANSFER_MAX};
+use proto::blk::{Direction, SECTOR, Status, TRANSFER_MAX};
 
 use crate::disk::{Geometry, Operation};
 
@@ -18,16 +18,20 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Checks it against the volume, the pool and the protocol.
+    /// Checks it against the volume, `pool_len` bytes of pool (0: the volume is in the client's memory) and the
+    /// protocol.
     ///
     /// # Errors
     /// [`Status::BadRequest`], or [`Status::ReadOnly`] for a write that is otherwise right.
-    pub fn check(&self, volume: &Geometry, is_read_only: bool) -> Result<(), Status> {
+    pub fn check(&self, volume: &Geometry, pool_len: u64, is_read_only: bool) -> Result<(), Status> {
         let sector_size = u64::from(volume.sector_size);
         let len = u64::from(self.len);
         let is_len_valid = len != 0 && len <= u64::from(TRANSFER_MAX) && len.is_multiple_of(sector_size);
-        let is_in_pool = u64::from(self.pool_offset).is_multiple_of(SECTOR)
-            && u64::from(self.pool_offset) + len <= POOL_SIZE;
+        let offset = u64::from(self.pool_offset);
+        let is_in_pool = match pool_len {
+            0 => offset == 0,
+            _ => offset.is_multiple_of(SECTOR) && offset + len <= pool_len,
+        };
         let per_sector = sector_size / SECTOR;
         let is_in_volume = per_sector != 0
             && self.sector.is_multiple_of(per_sector)
@@ -61,6 +65,7 @@ impl Transfer {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use proto::blk::POOL_SIZE;
 
     pub(crate) const VOLUME: Geometry = Geometry {
         sectors: 1000,
@@ -73,8 +78,10 @@ mod tests {
 
     #[test]
     fn each_rule_of_the_protocol_is_checked() {
-        let bad = |transfer: Transfer| assert_eq!(transfer.check(&VOLUME, false), Err(Status::BadRequest));
-        assert_eq!(GOOD.check(&VOLUME, false), Ok(()));
+        let bad = |transfer: Transfer| {
+            assert_eq!(transfer.check(&VOLUME, POOL_SIZE, false), Err(Status::BadRequest))
+        };
+        assert_eq!(GOOD.check(&VOLUME, POOL_SIZE, false), Ok(()));
         bad(Transfer { len: 0, ..GOOD });
         bad(Transfer { len: 513, ..GOOD });
         bad(Transfer { len: TRANSFER_MAX + 512, ..GOOD });
@@ -84,22 +91,32 @@ mod tests {
         bad(Transfer { sector: 1000, ..GOOD });
         bad(Transfer { sector: 999, len: 1024, ..GOOD });
         bad(Transfer { sector: u64::MAX, ..GOOD });
-        assert_eq!(Transfer { sector: 999, ..GOOD }.check(&VOLUME, false), Ok(()));
+        assert_eq!(Transfer { sector: 999, ..GOOD }.check(&VOLUME, POOL_SIZE, false), Ok(()));
     }
 
     #[test]
     fn a_write_to_a_read_only_volume_is_named_so() {
-        assert_eq!(GOOD.check(&VOLUME, true), Err(Status::ReadOnly));
-        assert_eq!(Transfer { len: 1, ..GOOD }.check(&VOLUME, true), Err(Status::BadRequest));
-        assert_eq!(Transfer { direction: Direction::Read, ..GOOD }.check(&VOLUME, true), Ok(()));
+        assert_eq!(GOOD.check(&VOLUME, POOL_SIZE, true), Err(Status::ReadOnly));
+        assert_eq!(Transfer { len: 1, ..GOOD }.check(&VOLUME, POOL_SIZE, true), Err(Status::BadRequest));
+        assert_eq!(Transfer { direction: Direction::Read, ..GOOD }.check(&VOLUME, POOL_SIZE, true), Ok(()));
+    }
+
+    #[test]
+    fn a_transfer_of_a_volume_in_memory_names_no_part_of_a_pool() {
+        assert_eq!(GOOD.check(&VOLUME, 0, false), Ok(()));
+        assert_eq!(Transfer { pool_offset: 512, ..GOOD }.check(&VOLUME, 0, false), Err(Status::BadRequest));
+        assert_eq!(Transfer { sector: 1000, ..GOOD }.check(&VOLUME, 0, false), Err(Status::BadRequest));
     }
 
     #[test]
     fn large_sectors_ask_for_alignment() {
         let volume = Geometry { sector_size: 4096, ..VOLUME };
-        assert_eq!(GOOD.check(&volume, false), Err(Status::BadRequest));
-        assert_eq!(Transfer { len: 4096, sector: 1, ..GOOD }.check(&volume, false), Err(Status::BadRequest));
-        assert_eq!(Transfer { len: 4096, sector: 8, ..GOOD }.check(&volume, false), Ok(()));
+        assert_eq!(GOOD.check(&volume, POOL_SIZE, false), Err(Status::BadRequest));
+        assert_eq!(
+            Transfer { len: 4096, sector: 1, ..GOOD }.check(&volume, POOL_SIZE, false),
+            Err(Status::BadRequest)
+        );
+        assert_eq!(Transfer { len: 4096, sector: 8, ..GOOD }.check(&volume, POOL_SIZE, false), Ok(()));
     }
 
     #[test]
@@ -118,7 +135,7 @@ mod tests {
         fn operations_cover_a_transfer_exactly(len in 1u32..=256, max in 1u32..300, sector in 0u64..700, extra in 0u32..512) {
             let volume = Geometry { operation_max: max * 512 + extra, ..VOLUME };
             let transfer = Transfer { sector, len: len * 512, ..GOOD };
-            prop_assume!(transfer.check(&volume, false).is_ok());
+            prop_assume!(transfer.check(&volume, POOL_SIZE, false).is_ok());
             let (mut done, mut next) = (0, transfer.sector);
             while let Some((operation, len)) = transfer.operation(&volume, 0x1000, done) {
                 let Operation::Transfer { sector, addr, len: bytes, .. } = operation else { unreachable!() };

@@ -24,7 +24,7 @@ fn backend(geometry: Geometry, capacity: usize) -> (Fake, FakeDisk) {
 
 fn attach(backend: &mut Fake, id: u32, volume: &str, is_read_only: bool) -> FakeClient {
     let client = FakeClient::default();
-    let attachment = Attachment { id, volume, is_read_only, pool: POOL };
+    let attachment = Attachment { id, volume, is_read_only, pool: POOL, memory: 0 };
     backend.attach(&attachment, client.clone()).unwrap();
     client
 }
@@ -196,6 +196,67 @@ fn a_volume_has_one_writer_and_any_number_of_readers() {
     assert!(matches!(second.answers()[..], [Response::Opened { is_read_only: false, .. }]));
 }
 
+fn attach_memory(backend: &mut Fake, id: u32, is_read_only: bool) -> FakeClient {
+    let client = FakeClient::default();
+    // The name of a real volume: it must not matter.
+    let attachment =
+        Attachment { id, volume: "vol0", is_read_only, pool: Region::default(), memory: 1 << 20 };
+    backend.attach(&attachment, client.clone()).unwrap();
+    client.ask(Request::Open);
+    backend.poll();
+    client
+}
+
+#[test]
+fn a_volume_in_memory_is_checked_and_answered_without_a_device() {
+    let (mut backend, disk) = backend(GEOMETRY, 4);
+    let client = attach_memory(&mut backend, 1, false);
+    assert!(matches!(
+        client.answers()[..],
+        [Response::Opened { sectors: 2048, sector_size: 512, is_read_only: false, has_cache: false }]
+    ));
+    client.ask(transfer(0, Direction::Write, 2047, 512));
+    client.ask(transfer(0, Direction::Read, 0, 128 * 1024));
+    client.ask(transfer(1, Direction::Read, 2047, 1024));
+    client.ask(Request::Transfer {
+        id: 2,
+        direction: Direction::Read,
+        sector: 0,
+        pool_offset: 512,
+        len: 512,
+    });
+    client.ask(Request::Flush { id: 3 });
+    client.ask(Request::Open);
+    assert!(!backend.poll());
+    let answers = client.answers();
+    let ok = |id| done(id, Status::Ok);
+    let bad = |id| done(id, Status::BadRequest);
+    assert_eq!(answers[..5], [ok(0), ok(0), bad(1), bad(2), ok(3)]);
+    assert!(is_refused(&answers[5..], "opened before"));
+    assert!(disk.queued().is_empty());
+    assert!(backend.detach(1));
+    assert!(matches!(backend.take_detached(), Some((1, pool, _)) if pool.len == 0));
+}
+
+#[test]
+fn volumes_in_memory_are_each_clients_own() {
+    let (mut backend, disk) = backend(GEOMETRY, 4);
+    let device = open(&mut backend, 1);
+    // Two more that write, beside the writer of the device of the same name.
+    let (first, second) = (attach_memory(&mut backend, 2, false), attach_memory(&mut backend, 3, false));
+    let reader = attach_memory(&mut backend, 4, true);
+    for client in [&first, &second, &reader] {
+        assert!(matches!(client.answers()[..], [Response::Opened { .. }]));
+        client.ask(transfer(5, Direction::Write, 0, 512));
+    }
+    device.ask(transfer(5, Direction::Write, 0, 512));
+    backend.poll();
+    assert_eq!(first.answers(), [done(5, Status::Ok)]);
+    assert_eq!(second.answers(), [done(5, Status::Ok)]);
+    assert_eq!(reader.answers(), [done(5, Status::ReadOnly)]);
+    assert_eq!((device.answers().len(), disk.queued().len()), (0, 1));
+}
+
 #[test]
 fn what_cannot_be_opened_is_refused_with_a_sentence() {
     let (mut flawed, _disk) = backend(Geometry { sectors: 7, sector_size: 4096, ..GEOMETRY }, 4);
@@ -216,9 +277,10 @@ fn what_cannot_be_opened_is_refused_with_a_sentence() {
     client.ask(Request::Open);
     good.poll();
     assert!(is_refused(&client.answers(), "opened before"));
-    let small = Attachment { id: 9, volume: "vol0", is_read_only: true, pool: Region { len: 4096, ..POOL } };
+    let small_pool = Region { len: 4096, ..POOL };
+    let small = Attachment { id: 9, volume: "vol0", is_read_only: true, pool: small_pool, memory: 0 };
     assert!(good.attach(&small, FakeClient::default()).is_err());
-    let twice = Attachment { id: 1, volume: "vol0", is_read_only: true, pool: POOL };
+    let twice = Attachment { id: 1, volume: "vol0", is_read_only: true, pool: POOL, memory: 0 };
     assert!(good.attach(&twice, FakeClient::default()).is_err());
     assert!(good.add_volume(FakeDisk::new("vol0", GEOMETRY, 1)).is_err());
 }

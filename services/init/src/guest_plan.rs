@@ -68,6 +68,9 @@ pub fn check<'a>(
     if spec.disks.len() + spec.vifs.len() > DEVICES_MAX {
         return Err(format!("more than {DEVICES_MAX} disks and network interfaces: name fewer"));
     }
+    if let Some(disk) = spec.disks.iter().find(|disk| !disk.memory.is_multiple_of(PAGE_SIZE)) {
+        return Err(format!("a disk in memory of {} bytes: ask for a multiple of 4 KiB", disk.memory));
+    }
     let disks: BTreeSet<_> = spec.disks.iter().map(|disk| disk.device).collect();
     let vifs: BTreeSet<_> = spec.vifs.iter().map(|vif| vif.index).collect();
     if disks.len() != spec.disks.len() || vifs.len() != spec.vifs.len() {
@@ -80,6 +83,24 @@ pub fn check<'a>(
     let kernel = file("kernel", &spec.kernel)?;
     let ramdisk = if spec.ramdisk.is_empty() { None } else { Some(file("ramdisk", &spec.ramdisk)?) };
     Ok(Files { kernel, ramdisk })
+}
+
+/// Checks that the guest's RAM and its disks in memory fit into `free` frames.
+///
+/// # Errors
+/// A sentence for people.
+pub fn check_memory(spec: &GuestSpec, free: u64) -> Result<(), String> {
+    let volumes = spec.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.memory));
+    let wanted = (spec.memory_kib * 1024).saturating_add(volumes);
+    if volumes > 0 && wanted.div_ceil(PAGE_SIZE) > free {
+        return Err(format!(
+            "memory={} MiB and {} MiB of disks in memory: only {} MiB are free; ask for less or end another guest",
+            spec.memory_kib / 1024,
+            volumes.div_ceil(1 << 20),
+            (free * PAGE_SIZE) >> 20
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a kernel is a bzImage, whose payload the VMM has to decompress (Linux boot protocol: "HdrS"
@@ -176,7 +197,7 @@ mod tests {
         assert!(refusal(&GuestSpec { kernel: Text::truncated("none"), ..good.clone() }).contains("none"));
         assert!(refusal(&GuestSpec { kernel: Text::truncated("empty"), ..good.clone() }).contains("empty"));
         assert!(refusal(&GuestSpec { ramdisk: Text::truncated("none"), ..good.clone() }).contains("ramdisk"));
-        let disk = DiskSpec { device: 51712, volume: Text::truncated("v"), is_read_only: false };
+        let disk = DiskSpec { device: 51712, volume: Text::truncated("v"), memory: 0, is_read_only: false };
         let vif = VifSpec { index: 0, mac: [2, 0, 0, 0, 0, 1], bridge: Text::truncated("b") };
         let mut twice = good.clone();
         twice.disks.push(disk.clone()).unwrap();

@@ -28,6 +28,8 @@ use crate::wiring::Wire;
 /// Page-table frames that a VM has beyond those of its RAM, for what the VMM maps over it: shared_info,
 /// grant table, rings, ACPI tables, each of which may break a large page up.
 const SPARE_TABLES: u64 = 24;
+/// Heap that a VMM has for each disk and network interface, beside the template's: what is in flight.
+const DEVICE_HEAP_KIB: u64 = 16;
 /// Scheduling weight of a VMM, as Xen's default.
 pub const WEIGHT: u16 = 256;
 
@@ -41,6 +43,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     pub fn build_guest(&mut self, spec: &GuestSpec) -> Result<(), BuildError> {
         let names = self.domains.values().map(|domain| &*domain.name);
         let files = guest_plan::check(spec, &self.bundle, names).map_err(BuildError::Request)?;
+        guest_plan::check_memory(spec, self.resources.free.free()).map_err(BuildError::Request)?;
         let domid = self.take_domid();
         let kind = Kind::Guest { ram: 0, vcpus: spec.vcpus, is_dead: false };
         let mut domain = Domain::new(domid, spec.name.clone(), kind, FREE_SLOTS);
@@ -72,7 +75,8 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let template = self.manifest.vmm.clone();
         let resources = &mut self.resources;
         domain.create(resources, VMM_SLOTS, self.fault_event)?;
-        let mut heap_kib = u64::from(template.heap_kib);
+        let devices = (spec.disks.len() + spec.vifs.len()) as u64;
+        let mut heap_kib = u64::from(template.heap_kib) + devices * DEVICE_HEAP_KIB;
         if guest_plan::is_bzimage(files.kernel.bytes) {
             heap_kib += u64::from(template.decompression_kib);
         }
@@ -219,6 +223,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             let wire = Wire {
                 target: disk.volume.clone(),
                 is_read_only: disk.is_read_only,
+                memory: disk.memory,
                 ..Wire::new(ChannelKind::Blk, domid, server)
             };
             let channel = self.connect(&wire)?;

@@ -1,7 +1,8 @@
 //! Channels: memory that exactly two domains share, and for each the right to signal the other.
 //!
 //! Every channel is here, so the whole communication graph can be listed. Side A maps the owned run, side
-//! B a derived one; both signal capabilities carry only the signals of this channel.
+//! B a derived one; both signal capabilities carry only the signals of this channel. A disk's volume in
+//! memory belongs to its channel in place of a pool, and only side A can reach it.
 
 use alloc::collections::BTreeMap;
 
@@ -32,10 +33,13 @@ pub fn ring_size(kind: ChannelKind) -> u64 {
     size as u64
 }
 
-/// Bytes of a channel's pool.
-pub fn pool_size(kind: ChannelKind) -> u64 {
+/// Frames from which on a volume in memory is aligned so that large pages map it.
+const LARGE: u64 = 512;
+
+/// Bytes of a channel's pool; a volume in memory is moved to and from in place.
+pub fn pool_size(kind: ChannelKind, memory: u64) -> u64 {
     match kind {
-        ChannelKind::Blk => blk::POOL_SIZE,
+        ChannelKind::Blk if memory == 0 => blk::POOL_SIZE,
         ChannelKind::Net => net::POOL_SIZE,
         _ => 0,
     }
@@ -55,13 +59,16 @@ pub struct Wire {
     /// As in [`ChannelInfo`].
     pub is_read_only: bool,
     /// As in [`ChannelInfo`].
+    pub memory: u64,
+    /// As in [`ChannelInfo`].
     pub mac: [u8; 6],
 }
 
 impl Wire {
     /// A channel without further properties.
     pub fn new(kind: ChannelKind, a: u32, b: u32) -> Self {
-        Self { kind, a: (a, 0), b: (b, 0), target: Text::new(), is_read_only: false, mac: [0; 6] }
+        let (a, b) = ((a, 0), (b, 0));
+        Self { kind, a, b, target: Text::new(), is_read_only: false, memory: 0, mac: [0; 6] }
     }
 }
 
@@ -69,6 +76,8 @@ impl Wire {
 #[derive(Debug)]
 pub struct Channel {
     run: Run,
+    /// A volume in memory.
+    volume: Option<Run>,
     map_b: Option<Slot>,
     /// What side A is told; its `peer` is the domain at side B.
     pub a: ChannelInfo,
@@ -94,9 +103,14 @@ impl Channel {
         self.a.peer == domid || self.b.peer == domid
     }
 
-    /// Frames.
+    /// Frames, without those of a volume in memory.
     pub fn frames(&self) -> u64 {
         self.run.count
+    }
+
+    /// Frames of a volume in memory.
+    pub fn volume_frames(&self) -> u64 {
+        self.volume.as_ref().map_or(0, |run| run.count)
     }
 }
 
@@ -117,8 +131,18 @@ pub fn connect<K: Kernel>(
     id: u32,
     wire: &Wire,
 ) -> Result<Channel, BuildError> {
-    let (rings, pool) = (ring_size(wire.kind), pool_size(wire.kind));
-    let run = resources.take_filled((rings + pool) / PAGE_SIZE, 1, &[])?;
+    let (rings, pool) = (ring_size(wire.kind), pool_size(wire.kind, wire.memory));
+    let volume = match wire.memory / PAGE_SIZE {
+        0 => None,
+        count => Some(resources.take_filled(count, if count < LARGE { 1 } else { LARGE }, &[])?),
+    };
+    let run = match resources.take_filled((rings + pool) / PAGE_SIZE, 1, &[]) {
+        Ok(run) => run,
+        Err(error) => {
+            volume.into_iter().for_each(|volume| resources.give(volume));
+            return Err(error);
+        }
+    };
     let pool_phys = if pool > 0 { run.first * PAGE_SIZE + rings } else { 0 };
     let mut info = |(own, signals): (u32, u64), peer: u32, side| -> Result<ChannelInfo, BuildError> {
         let peer_name = domains.get(&peer).ok_or_else(missing)?.name.clone();
@@ -128,6 +152,12 @@ pub fn connect<K: Kernel>(
             Kind::Root => resources.arena.take(rings + pool),
             _ => domain.arena.take(rings + pool),
         };
+        let pool = match (side, wire.memory) {
+            (_, 0) if pool == 0 => Region::default(),
+            (_, 0) => Region { addr: address + rings, len: pool },
+            (Side::A, len) => Region { addr: domain.arena.take(len), len },
+            (Side::B, _) => Region::default(),
+        };
         Ok(ChannelInfo {
             id,
             kind: wire.kind,
@@ -135,12 +165,13 @@ pub fn connect<K: Kernel>(
             peer,
             peer_name,
             rings: Region { addr: address, len: rings },
-            pool: if pool > 0 { Region { addr: address + rings, len: pool } } else { Region::default() },
+            pool,
             pool_phys: if side == Side::B { pool_phys } else { 0 },
             signal: 0,
             signals,
             target: wire.target.clone(),
             is_read_only: wire.is_read_only,
+            memory: wire.memory,
             mac: wire.mac,
         })
     };
@@ -148,11 +179,12 @@ pub fn connect<K: Kernel>(
     let (a, b) = match infos {
         Ok(infos) => infos,
         Err(error) => {
+            volume.into_iter().for_each(|volume| resources.give(volume));
             resources.give(run);
             return Err(error);
         }
     };
-    let mut channel = Channel { run, map_b: None, a, b, is_closing: false };
+    let mut channel = Channel { run, volume, map_b: None, a, b, is_closing: false };
     match attach(resources, domains, &mut channel, wire) {
         Ok(()) => Ok(channel),
         Err(error) => {
@@ -181,6 +213,11 @@ fn attach<K: Kernel>(
             _ => resources.map(&mut domain.space, cap, range, address, flags)?,
         }
         domain.channels.push(channel.a.id);
+    }
+    if let Some(volume) = &channel.volume {
+        let domain = domains.get_mut(&wire.a.0).ok_or_else(missing)?;
+        let range = (volume.first, volume.count);
+        resources.map(&mut domain.space, volume.slot, range, channel.a.pool.addr, flags)?;
     }
     channel.a.signal = install_signal(resources, domains, wire.a.0, wire.b.0, channel.b.signals)?;
     channel.b.signal = install_signal(resources, domains, wire.b.0, wire.a.0, channel.a.signals)?;
@@ -214,7 +251,7 @@ pub fn disconnect<K: Kernel>(resources: &mut Resources<K>, domains: &mut Domains
     for (domid, info) in [(channel.b.peer, &channel.a), (channel.a.peer, &channel.b)] {
         let Some(domain) = domains.get_mut(&domid) else { continue };
         domain.channels.retain(|id| *id != info.id);
-        let len = info.rings.len + info.pool.len;
+        let len = info.rings.len + pool_size(info.kind, info.memory);
         if domain.kind == Kind::Root {
             resources.arena.give(info.rings.addr, len);
             if info.signal != 0 {
@@ -223,6 +260,9 @@ pub fn disconnect<K: Kernel>(resources: &mut Resources<K>, domains: &mut Domains
             continue;
         }
         domain.arena.give(info.rings.addr, len);
+        if info.memory > 0 && info.pool.len > 0 {
+            domain.arena.give(info.pool.addr, info.pool.len);
+        }
         if info.signal != 0 {
             // Gone already when the event was destroyed.
             let _gone = resources.kernel.cap_delete(domain.space.slot, info.signal);
@@ -233,4 +273,7 @@ pub fn disconnect<K: Kernel>(resources: &mut Resources<K>, domains: &mut Domains
         resources.delete(map_b);
     }
     resources.release(channel.run);
+    if let Some(volume) = channel.volume {
+        resources.release(volume);
+    }
 }

@@ -86,9 +86,15 @@ impl BootConfig {
         let guest = self.guest.as_ref().map_err(Clone::clone)?;
         let mut disks = List::new();
         for disk in &guest.disks {
+            let volume = match disk.memory {
+                0 => self.resource(&disk.target.value)?,
+                _ => Text::try_from(format!("ram:{}", disk.target.value).as_str())
+                    .map_err(|_| self.too_long("size of a disk"))?,
+            };
             let spec = DiskSpec {
                 device: disk.device,
-                volume: self.resource(&disk.target.value)?,
+                volume,
+                memory: disk.memory,
                 is_read_only: disk.is_read_only,
             };
             disks.push(spec).map_err(|_| self.too_long("disk list"))?;

@@ -187,9 +187,10 @@ impl Toolstack {
                 return Err(format!("guest `{}` has the same UUID; give one of them another", other.name));
             }
             let shares = |disk: &&DiskSpec| {
-                let clash = |theirs: &DiskSpec| {
-                    theirs.volume == disk.volume && !(theirs.is_read_only && disk.is_read_only)
-                };
+                // A volume in memory is the guest's own, whatever it is called.
+                let is_other = |theirs: &DiskSpec| theirs.memory > 0 || theirs.volume != disk.volume;
+                let clash =
+                    |theirs: &DiskSpec| !(is_other(theirs) || theirs.is_read_only && disk.is_read_only);
                 other.disks.iter().any(clash)
             };
             if let Some(disk) = spec.disks.iter().find(shares) {

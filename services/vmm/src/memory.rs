@@ -149,7 +149,7 @@ pub struct GuestMemory {
     special: Shared,
     /// Where each special frame is mapped.
     overlay: [u64; SPECIALS],
-    /// Bit `gfn % 64` is set if some special frame may be mapped there: most look-ups end here.
+    /// Bit `gfn % 64` is set if some special frame may hide RAM there: most look-ups end here.
     filter: u64,
 }
 
@@ -167,12 +167,30 @@ impl GuestMemory {
     /// The frame that the guest reaches at `gfn`.
     #[inline]
     pub fn page(&self, gfn: Gfn) -> Option<Page> {
-        if self.filter & (1 << (gfn.0 % 64)) != 0
-            && let Some(index) = self.special_at(gfn)
+        if self.filter & (1 << (gfn.0 % 64)) == 0
+            && let Some(page) = self.ram_page(gfn)
         {
-            return self.special(index);
+            return Some(page);
         }
-        self.ram_page(gfn)
+        match self.special_at(gfn) {
+            Some(index) => self.special(index),
+            None => self.ram_page(gfn),
+        }
+    }
+
+    /// The aligned word at a guest-physical address, as [`Self::page`] and [`Page::u64`] have it: what a walk
+    /// of the guest's page tables does at each level.
+    #[inline]
+    pub fn word(&self, gpa: GuestPhys) -> Option<u64> {
+        if self.filter & (1 << (gpa.gfn().0 % 64)) == 0 {
+            for (start, memory) in &self.ram {
+                let offset = gpa.0.wrapping_sub(*start);
+                if offset < memory.len() as u64 {
+                    return memory.read_u64(offset as usize).ok();
+                }
+            }
+        }
+        self.page(gpa.gfn()).map(|page| page.u64(gpa.offset()))
     }
 
     /// The RAM frame at `gfn`, whatever is mapped over it.
@@ -205,8 +223,9 @@ impl GuestMemory {
     }
 
     /// Which special frame is mapped at `gfn`.
+    #[inline(never)]
     pub fn special_at(&self, gfn: Gfn) -> Option<usize> {
-        self.overlay.iter().position(|&at| at == gfn.0)
+        self.overlay.iter().position(|&at| at == gfn.0 && at != NOWHERE)
     }
 
     /// Where special frame `index` is mapped.
@@ -219,8 +238,8 @@ impl GuestMemory {
         if let Some(slot) = self.overlay.get_mut(index) {
             *slot = gfn.map_or(NOWHERE, |gfn| gfn.0);
         }
-        self.filter =
-            self.overlay.iter().filter(|&&at| at != NOWHERE).fold(0, |bits, at| bits | 1 << (at % 64));
+        let hiding = self.overlay.iter().filter(|&&at| at != NOWHERE && self.is_ram(Gfn(at)));
+        self.filter = hiding.fold(0, |bits, at| bits | 1 << (at % 64));
     }
 
     /// Copies out of guest memory.
@@ -313,6 +332,14 @@ pub mod tests {
         assert!(memory.page(Gfn(0x10000)).is_none());
         memory.set_overlay(0, Some(Gfn(0x10000)));
         assert!(memory.page(Gfn(0x10000)).is_some());
+        memory.page(Gfn(0x10000)).unwrap().set_u64(8, 7);
+        assert_eq!(
+            (memory.word(GuestPhys(0x1000_0008)), memory.word(GuestPhys(0x1000_1000))),
+            (Some(7), None)
+        );
+        memory.write(GuestPhys(0x3ff8), &[1; 8]).unwrap();
+        assert_eq!(memory.word(GuestPhys(0x3ff8)), Some(0x0101_0101_0101_0101));
+        assert_eq!((memory.word(GuestPhys(0x4000)), memory.word(GuestPhys(u64::MAX - 7))), (None, None));
         assert_eq!(memory.read(GuestPhys(0x3ffc), &mut [0; 8]), Err(Unbacked));
         assert_eq!(memory.write(GuestPhys(u64::MAX - 2), &[0; 8]), Err(Unbacked));
         assert!(memory.page(Gfn(u64::MAX)).is_none());

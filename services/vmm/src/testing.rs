@@ -86,6 +86,7 @@ pub fn server_and_info<P: Protocol>(pool: u64) -> (Server<P>, ChannelInfo) {
         signals: 4,
         target: Text::new(),
         is_read_only: false,
+        memory: 0,
         mac: [0; 6],
     };
     let server = Server::connect(&info).unwrap();

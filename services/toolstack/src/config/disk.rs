@@ -3,11 +3,13 @@
 //! Parameters are separated by commas: `key=value`, flags, and positional ones in the order target,
 //! format, vdev, access. `target=` takes the rest of the text. Prefixes such as `phy:` and `file:` are the
 //! old syntax: then no format stands before the vdev. Follows Xen's tools/libs/util/libxlu_disk_l.l.
+//! Beyond xl: `ram:SIZE` is a volume in memory, written like the old prefixes: 'ram:64M,xvda,w'.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 
+use super::number;
 use super::report::Report;
 use super::source::{Span, Spanned};
 use super::syntax::Atom;
@@ -17,8 +19,10 @@ use crate::nearest::nearest;
 /// A disk of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Image on the host, as the configuration writes it.
+    /// Image on the host, as the configuration writes it; of a volume in memory the size.
     pub target: Spanned<String>,
+    /// Bytes of a volume in memory, a multiple of 4 KiB; 0: the disk is an image.
+    pub memory: u64,
     /// Name in the guest, as the configuration writes it.
     pub vdev: Spanned<String>,
     /// Xen virtual device number.
@@ -28,6 +32,15 @@ pub struct Disk {
     /// The guest need not protect itself against its backend.
     pub is_trusted: bool,
 }
+
+/// Least bytes of a volume in memory.
+const MEMORY_MIN: u64 = 1 << 20;
+/// Most bytes of a volume in memory.
+const MEMORY_MAX: u64 = 1 << 40;
+/// Such a volume consists of whole pages.
+const MEMORY_UNIT: u64 = 4096;
+/// What a disk without a target lacks.
+const NO_TARGET: &str = "target; give the path of a raw image file first";
 
 const KEYS: [&str; 20] = [
     "target",
@@ -60,6 +73,7 @@ struct Draft<'a> {
     vdev: Option<&'a str>,
     access: Option<&'a str>,
     has_old_prefix: bool,
+    is_in_memory: bool,
     is_untrusted: bool,
 }
 
@@ -83,6 +97,7 @@ pub(super) fn parse(spec: &Atom, report: &mut Report<'_>) -> Option<Disk> {
             && old_prefix(prefix, spec, report)
         {
             draft.has_old_prefix = true;
+            draft.is_in_memory = prefix == "ram";
             rest = after;
         }
         let (parameter, after) = rest.split_once(',').unwrap_or((rest, ""));
@@ -98,7 +113,7 @@ pub(super) fn parse(spec: &Atom, report: &mut Report<'_>) -> Option<Disk> {
 /// The old syntax's `prefix:`; `false` if it is none, and the colon part of a path.
 fn old_prefix(prefix: &str, spec: &Atom, report: &mut Report<'_>) -> bool {
     match prefix {
-        "raw" | "phy" | "file" | "tap" | "tap2" | "tapdisk" | "aio" | "ioemu" => {}
+        "raw" | "phy" | "file" | "tap" | "tap2" | "tapdisk" | "aio" | "ioemu" | "ram" => {}
         "qcow" | "qcow2" | "vhd" => unsupported_format(spec.place(prefix), prefix, report),
         "iscsi" | "nbd" | "enbd" | "drbd" => report.error(
             spec.place(prefix),
@@ -165,6 +180,7 @@ fn bare<'a>(draft: &mut Draft<'a>, parameter: &'a str, spec: &Atom, report: &mut
         "colo" => report.error(place, "disk parameter `colo` is not supported; remove it"),
         "trusted" => draft.is_untrusted = false,
         "untrusted" => draft.is_untrusted = true,
+        "raw" if draft.is_in_memory && draft.vdev.is_none() => draft.format = Some(parameter),
         _ if draft.target.is_none() => draft.target = Some(parameter),
         _ if !draft.has_old_prefix && draft.format.is_none() => draft.format = Some(parameter),
         _ if draft.vdev.is_none() => match parameter.split_once(':') {
@@ -192,6 +208,39 @@ fn unknown(place: Span, word: &str, report: &mut Report<'_>) {
         ),
     };
     report.error(place, message);
+}
+
+/// Bytes of a volume in memory.
+fn size(text: &str, spec: &Atom, report: &mut Report<'_>) -> Option<u64> {
+    let place = spec.place(text);
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let Some(number) = number::parse(digits) else {
+        report.error(
+            place,
+            format!("`{text}` is no size; write a number of KiB, MiB or GiB: ram:512K, ram:64M, ram:1G"),
+        );
+        return None;
+    };
+    if shift == 0 {
+        report.error(place, format!("the size `{text}` has no unit; write ram:{text}M for {text} MiB"));
+        return None;
+    }
+    match number.checked_mul(1 << shift).filter(|bytes| *bytes <= MEMORY_MAX) {
+        None => report.error(place, format!("a volume of {text} is too large; at most 1024G are possible")),
+        Some(bytes) if bytes < MEMORY_MIN => {
+            report.error(place, format!("a volume of {text} is too small; at least 1M is needed"));
+        }
+        Some(bytes) if !bytes.is_multiple_of(MEMORY_UNIT) => {
+            report.error(place, format!("the size {text} is no multiple of 4K; round it"));
+        }
+        Some(bytes) => return Some(bytes),
+    }
+    None
 }
 
 fn finish(draft: &Draft<'_>, spec: &Atom, report: &mut Report<'_>) -> Option<Disk> {
@@ -224,9 +273,11 @@ fn finish(draft: &Draft<'_>, spec: &Atom, report: &mut Report<'_>) -> Option<Dis
         return None;
     };
     let Some(target) = draft.target.filter(|target| !target.is_empty()) else {
-        report.error(spec.span, "this disk has no target; give the path of a raw image file first");
+        let what = if draft.is_in_memory { "size; write for example 'ram:64M,xvda,rw'" } else { NO_TARGET };
+        report.error(spec.span, format!("this disk has no {what}"));
         return None;
     };
+    let memory = if draft.is_in_memory { size(target, spec, report)? } else { 0 };
     let vdev_span = spec.place(vdev);
     let Some(device) = vdev::number(vdev) else {
         report.error(
@@ -237,6 +288,7 @@ fn finish(draft: &Draft<'_>, spec: &Atom, report: &mut Report<'_>) -> Option<Dis
     };
     Some(Disk {
         target: Spanned { value: target.to_owned(), span: spec.place(target) },
+        memory,
         vdev: Spanned { value: vdev.to_owned(), span: vdev_span },
         device,
         is_read_only,

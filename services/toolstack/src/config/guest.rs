@@ -79,11 +79,18 @@ pub enum HostPathUse {
 }
 
 impl GuestConfig {
-    /// Which strings are paths on the host: the kernel, the RAM disk and each disk, in this order.
+    /// KiB that the guest takes: its RAM and its volumes in memory.
+    pub fn total_kib(&self) -> u64 {
+        let volumes = self.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.memory / 1024));
+        self.memory_kib.value.saturating_add(volumes)
+    }
+
+    /// Which strings are paths on the host: the kernel, the RAM disk and each disk's image, in this order.
     pub fn host_paths(&self) -> impl Iterator<Item = (HostPathUse, &Spanned<String>)> {
         let disks = self
             .disks
             .iter()
+            .filter(|disk| disk.memory == 0)
             .map(|disk| (HostPathUse::Disk { is_read_only: disk.is_read_only }, &disk.target));
         core::iter::once((HostPathUse::Kernel, &self.kernel))
             .chain(self.ramdisk.iter().map(|ramdisk| (HostPathUse::Ramdisk, ramdisk)))

@@ -22,6 +22,10 @@ impl fmt::Display for GuestConfig {
             let access = if disk.is_read_only { "ro" } else { "rw" };
             let trust = if disk.is_trusted { "" } else { "untrusted, " };
             let (vdev, target) = (&disk.vdev.value, &disk.target.value);
+            if disk.memory > 0 {
+                writeln!(f, "    {},", Quoted(&alloc::format!("{trust}ram:{target},{vdev},{access}")))?;
+                continue;
+            }
             // One comma at the end of a target is taken for a separator.
             let end = if target.ends_with(',') { "," } else { "" };
             let spec =

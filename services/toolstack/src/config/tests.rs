@@ -136,6 +136,42 @@ fn every_form_of_a_disk() {
 }
 
 #[test]
+fn a_volume_in_memory_has_a_size_and_no_host_path() {
+    for (spec, bytes, is_read_only) in [
+        ("ram:64M,xvda,w", 64 << 20, false),
+        ("ram:1G,xvda", 1 << 30, false),
+        ("ram:1025M,raw,xvda,rw", 1025 << 20, false),
+        ("ram:2048k,xvda:disk,r", 2 << 20, true),
+        ("untrusted,ram:0x10M,xvda", 16 << 20, false),
+    ] {
+        let parsed = config(&format!("disk = [ '{spec}', 'a.img,,xvdb' ]"));
+        let disk = &parsed.disks[0];
+        assert_eq!((disk.memory, disk.device, disk.is_read_only), (bytes, 51712, is_read_only), "{spec}");
+        assert_eq!(disk.is_trusted, !spec.starts_with("untrusted"));
+        let paths: Vec<_> = parsed.host_paths().map(|(_, path)| path.value.as_str()).collect();
+        assert!(paths.contains(&"a.img") && !paths.iter().any(|path| spec.contains(path)), "{paths:?}");
+        assert_eq!(parsed.total_kib(), parsed.memory_kib.value + bytes / 1024);
+        // Spans differ: the text printed from what was read says the same again.
+        let printed = parsed.to_string();
+        assert_eq!(super::parse("again", &printed).config.unwrap().to_string(), printed);
+    }
+    for (spec, part) in [
+        ("ram:,xvda,w", "no size"),
+        ("ram:64,xvda,w", "write ram:64M"),
+        ("ram:lots,xvda,w", "no size"),
+        ("ram:-1M,xvda,w", "no size"),
+        ("ram:M,xvda,w", "no size"),
+        ("ram:512K,xvda,w", "too small"),
+        ("ram:1026K,xvda,w", "multiple of 4K"),
+        ("ram:2000G,xvda,w", "too large"),
+        ("ram:99999999999999999G,xvda,w", "too large"),
+        ("ram:64M", "no vdev"),
+    ] {
+        error(&format!("disk = [ '{spec}' ]"), part);
+    }
+}
+
+#[test]
 fn every_mistake_in_a_disk() {
     for (spec, part) in [
         ("a.img,qcow2,xvda", "qemu-img convert"),
@@ -361,12 +397,15 @@ fn fragment() -> impl Strategy<Value = String> {
 
 prop_compose! {
     fn any_disk()(
-        target in "[!-~ é]{0,20}[!-~é]", device in 0u32..40, is_read_only: bool, is_trusted: bool
+        target in "[!-~ é]{0,20}[!-~é]", mib in proptest::option::weighted(0.2, 1u64..5000),
+        device in 0u32..40, is_read_only: bool, is_trusted: bool
     ) -> Disk {
+        let target = mib.map_or(target, |mib| format!("{mib}M"));
         let vdev = format!("d{device}p0");
         let number = device_number(&vdev).unwrap();
         Disk {
             target: Spanned { value: target, span: Span::default() },
+            memory: mib.unwrap_or(0) << 20,
             vdev: Spanned { value: vdev, span: Span::default() },
             device: number,
             is_read_only,

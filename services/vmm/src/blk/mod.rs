@@ -3,7 +3,8 @@
 //! A request is checked, given an extent of the pool and sent; pages are touched only while bytes are
 //! copied (before a write is sent, after a read is done). Requests are kept until they are answered, so
 //! that they can be sent again to a blkback that was restarted. Invariant: an extent is free, or belongs
-//! to exactly one request that blkback has not answered.
+//! to exactly one request that blkback has not answered. A volume in memory is the pool itself: there bytes
+//! move between guest and volume directly, and blkback only says whether they may.
 
 pub mod extents;
 pub mod request;
@@ -79,6 +80,8 @@ pub struct Disk {
     flights: [Option<Flight>; IN_FLIGHT_MAX],
     /// Some request could not be sent yet.
     has_unsent: bool,
+    /// The pool is the volume.
+    is_in_memory: bool,
 }
 
 impl Disk {
@@ -93,6 +96,7 @@ impl Disk {
             front: None,
             flights: [const { None }; IN_FLIGHT_MAX],
             has_unsent: false,
+            is_in_memory: false,
         }
     }
 
@@ -112,6 +116,7 @@ impl Disk {
         self.link = link;
         if let Some(link) = &mut self.link {
             self.pool = Pool::from_region(link.info().pool);
+            self.is_in_memory = link.info().memory > 0;
             if link.send(&Request::Open).is_err() {
                 self.link = None;
             }
@@ -226,14 +231,14 @@ impl Disk {
         // An answer to nothing is blkback's mistake and changes nothing.
         let Some(flight) = slot.take_if(|flight| flight.is_sent) else { return };
         let mut status = if status == blk::Status::Ok { Status::Okay } else { Status::Error };
+        if let Operation::Read(transfer) = &flight.operation
+            && status == Status::Okay
+            && !flight.is_orphan
+            && copy(guest, &self.pool, place(flight.extent, transfer), transfer, Direction::Read).is_err()
+        {
+            status = Status::Error;
+        }
         if let Some(extent) = flight.extent {
-            if let Operation::Read(transfer) = &flight.operation
-                && status == Status::Okay
-                && !flight.is_orphan
-                && copy(guest, &self.pool, extent, transfer, Direction::Read).is_err()
-            {
-                status = Status::Error;
-            }
             self.extents.release(extent);
         }
         if !flight.is_orphan {
@@ -307,25 +312,29 @@ impl Disk {
         let message = match &flight.operation {
             Operation::Flush => Request::Flush { id: id as u16 },
             Operation::Read(transfer) | Operation::Write(transfer) => {
-                let Some(extent) = self.extents.allocate(transfer.len) else {
+                let extent = if self.is_in_memory { None } else { self.extents.allocate(transfer.len) };
+                if extent.is_none() && !self.is_in_memory {
                     self.has_unsent = true;
                     return;
-                };
+                }
                 let is_write = matches!(flight.operation, Operation::Write(_));
-                if is_write && copy(guest, &self.pool, extent, transfer, Direction::Write).is_err() {
-                    self.extents.release(extent);
+                let at = place(extent, transfer);
+                if is_write && copy(guest, &self.pool, at, transfer, Direction::Write).is_err() {
+                    if let Some(extent) = extent {
+                        self.extents.release(extent);
+                    }
                     let tag = flight.tag;
                     if let Some(slot) = self.flights.get_mut(id) {
                         *slot = None;
                     }
                     return self.respond(tag, Status::Error);
                 }
-                flight.extent = Some(extent);
+                flight.extent = extent;
                 Request::Transfer {
                     id: id as u16,
                     direction: if is_write { Direction::Write } else { Direction::Read },
                     sector: transfer.sector,
-                    pool_offset: extent.offset() as u32,
+                    pool_offset: extent.map_or(0, |extent| extent.offset() as u32),
                     len: transfer.len,
                 }
             }
@@ -346,16 +355,22 @@ impl Disk {
     }
 }
 
-/// Copies between the guest's pages and an extent of the pool.
+/// Where in the pool a transfer's bytes lie: in its extent, or in the volume.
+fn place(extent: Option<Extent>, transfer: &Transfer) -> usize {
+    // An offset outside of the pool is refused by the copy.
+    let in_volume = || usize::try_from(transfer.sector.saturating_mul(blk::SECTOR)).unwrap_or(usize::MAX);
+    extent.map_or_else(in_volume, Extent::offset)
+}
+
+/// Copies between the guest's pages and the pool from `at` on.
 fn copy(
     guest: &Guest,
     pool: &Pool,
-    extent: Extent,
+    mut at: usize,
     transfer: &Transfer,
     direction: Direction,
 ) -> Result<(), BadGrant> {
     let want = if direction == Direction::Read { Want::Write } else { Want::Read };
-    let mut at = extent.offset();
     for segment in &transfer.segments {
         let granted = guest.grants.acquire(&guest.memory, segment.grant, want)?;
         let page = granted.page.memory();

@@ -8,7 +8,7 @@ use super::request::tests::entry;
 use super::*;
 use crate::grants::tests::{flags, permit};
 use crate::memory::{Gfn, Page};
-use crate::testing::{channel_with_pool, guest};
+use crate::testing::{channel_with_pool, guest, server_and_info};
 
 const RING_GRANT: u32 = 8;
 const RING_GFN: u32 = 2;
@@ -45,6 +45,13 @@ fn setup(is_read_only: bool, has_cache: bool) -> Setup {
     Setup { guest, disk, server, pool, ring, port, produced: 0 }
 }
 
+/// A channel whose volume of `bytes` is in the client's memory.
+fn memory_channel(bytes: u64) -> (Client<Blk>, Server<Blk>) {
+    let (server, info) = server_and_info::<Blk>(bytes);
+    let info = proto::channel::ChannelInfo { memory: bytes, ..info };
+    (Client::connect(&info).unwrap(), server)
+}
+
 impl Setup {
     fn put(&mut self, entry: [u8; 112]) {
         self.ring.write(64 + (self.produced % 32) as usize * 112, &entry);
@@ -74,6 +81,16 @@ impl Setup {
             self.server.send(&Response::Done { id, status: blk::Status::Ok }).unwrap();
         }
         all
+    }
+
+    /// Answers everything that reached blkback with `status`.
+    fn serve_memory(&mut self, status: blk::Status) -> Vec<Request> {
+        let requests: Vec<_> = core::iter::from_fn(|| self.server.receive().unwrap()).collect();
+        for request in &requests {
+            let Request::Transfer { id, .. } = *request else { continue };
+            self.server.send(&Response::Done { id, status }).unwrap();
+        }
+        requests
     }
 
     /// Responses that the ring holds from number `from` on: id, op, status.
@@ -122,6 +139,42 @@ fn a_write_gathers_the_guests_pages_into_the_pool() {
     s.server.send(&Response::Done { id, status: blk::Status::IoError }).unwrap();
     s.service();
     assert_eq!(s.responses(0), [(5, 1, -1)]);
+}
+
+#[test]
+fn a_volume_in_memory_is_read_and_written_in_place() {
+    let (client, mut server) = memory_channel(64 * 4096);
+    let mut s = setup(false, false);
+    let volume = Pool::from_region(client.info().pool);
+    s.disk.set_link(Some(client));
+    assert_eq!(server.receive(), Ok(Some(Request::Open)));
+    let opened = Response::Opened { sectors: 512, sector_size: 512, is_read_only: false, has_cache: false };
+    server.send(&opened).unwrap();
+    s.server = server;
+    s.guest.memory.page(Gfn(16)).unwrap().memory().fill(0, 4096, 0x61).unwrap();
+    s.put(entry(1, 1, 504, &[(16, 0, 7)]));
+    s.put(entry(0, 2, 504, &[(17, 0, 3), (18, 4, 7)]));
+    s.service();
+    let requests = s.serve_memory(blk::Status::Ok);
+    assert!(matches!(
+        requests[..],
+        [
+            Request::Transfer { direction: Direction::Write, sector: 504, pool_offset: 0, len: 4096, .. },
+            Request::Transfer { direction: Direction::Read, sector: 504, pool_offset: 0, len: 4096, .. }
+        ]
+    ));
+    s.service();
+    assert_eq!(s.responses(0), [(1, 1, 0), (2, 0, 0)]);
+    assert_eq!((volume.read_u8(503 * 512 + 511), volume.read_u8(511 * 512 + 511)), (Ok(0), Ok(0x61)));
+    let (first, second) = (s.guest.memory.page(Gfn(17)).unwrap(), s.guest.memory.page(Gfn(18)).unwrap());
+    assert_eq!((first.u8(2047), first.u8(2048), second.u8(2047), second.u8(2048)), (0x61, 0, 0, 0x61));
+    // A backend that says no: nothing is read.
+    s.put(entry(0, 3, 504, &[(19, 0, 7)]));
+    s.service();
+    s.serve_memory(blk::Status::BadRequest);
+    s.service();
+    assert_eq!(s.responses(2), [(3, 0, -1)]);
+    assert_eq!(s.guest.memory.page(Gfn(19)).unwrap().u8(0), 0);
 }
 
 #[test]
