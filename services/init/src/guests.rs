@@ -184,7 +184,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             domain.keep(state);
             // The state page is mapped after it became the vCPU's: the kernel takes only unmapped frames.
             let make = |k: &mut K, run, dst| k.vcpu_create(run, vm, state_cap, dst);
-            let vcpu = domain.object(resources, 4, "make a vCPU", make)?;
+            let vcpu = domain.object(resources, proto::abi::VCPU_FRAMES, "make a vCPU", make)?;
             let state = domain.arena.take(PAGE_SIZE);
             resources.map(&mut domain.space, state_cap, range, state, map::READ | map::WRITE)?;
             let slot = domain.slot()?;
