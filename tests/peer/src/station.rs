@@ -132,6 +132,7 @@ impl<L: Link> Station<L> {
             }
             self.accept();
         }
+        self.port.give_back();
         let has_ended = self.serve();
         loop {
             let sent = self.interface.poll_egress(now, &mut self.port, &mut self.sockets);

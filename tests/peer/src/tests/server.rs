@@ -15,7 +15,11 @@ fn request(operation: u8, count: u64) -> Vec<u8> {
 
 #[test]
 fn requests_of_every_kind_follow_each_other_on_one_connection() {
-    let mut bench = Bench::new();
+    every_kind(Bench::new(true));
+    every_kind(Bench::new(false));
+}
+
+fn every_kind(mut bench: Bench) {
     let client = bench.connect(5001);
     for count in [3u64, 0, 1_000_000] {
         bench.write(client, &request(b'T', count));
@@ -49,7 +53,7 @@ fn requests_of_every_kind_follow_each_other_on_one_connection() {
 
 #[test]
 fn six_connections_at_once_and_many_one_after_the_other() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for round in 0..5u8 {
         let clients: Vec<_> = (0..6).map(|_| bench.connect(5001)).collect();
         for &client in &clients {
@@ -70,7 +74,7 @@ fn six_connections_at_once_and_many_one_after_the_other() {
 
 #[test]
 fn who_stops_sending_still_gets_what_was_asked_for() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     let client = bench.connect(5001);
     bench.write(client, &request(b'R', 400_000));
     bench.socket(client).close();
@@ -81,7 +85,7 @@ fn who_stops_sending_still_gets_what_was_asked_for() {
 
 #[test]
 fn a_request_of_no_kind_breaks_the_connection_off() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for _ in 0..20 {
         let client = bench.connect(5001);
         bench.write(client, &request(b'X', 1));
@@ -92,7 +96,7 @@ fn a_request_of_no_kind_breaks_the_connection_off() {
 
 #[test]
 fn the_closing_port_accepts_and_closes_again_and_again() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for _ in 0..20 {
         let client = bench.connect(5003);
         for _ in 0..5 {
@@ -110,7 +114,7 @@ fn the_closing_port_accepts_and_closes_again_and_again() {
 
 #[test]
 fn a_guest_that_vanishes_frees_its_connection() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for _ in 0..6 {
         let client = bench.connect(5001);
         bench.write(client, &request(b'L', 10));
@@ -130,7 +134,7 @@ fn a_guest_that_vanishes_frees_its_connection() {
 
 #[test]
 fn lost_frames_cost_time_but_no_byte() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     bench.netback.borrow_mut().loses = Some(11);
     let client = bench.connect(5001);
     bench.write(client, &request(b'T', 300_000));
