@@ -100,7 +100,10 @@ pub fn measure(setting: Setting<'_>) -> Result<(Vec<Figure>, Vec<Moment>), Error
 }
 
 /// Exits as the guest sees them, the whole way to the VMM and back.
-fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Figure>, Error> {
+///
+/// # Errors
+/// The guest does not run the probe, or not in time.
+pub fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Figure>, Error> {
     let bytes: String = probe().iter().map(|byte| format!("\\x{byte:02x}")).collect();
     let command =
         format!("printf '{bytes}' >/tmp/probe && chmod +x /tmp/probe && /tmp/probe | od -An -v -t u4");

@@ -8,15 +8,16 @@ use image_builder::{Progress, manifest};
 
 use crate::Error;
 use crate::bench::Setting;
-use crate::bench::goals::{Group, TABLE};
+use crate::bench::goals::{Group, table};
 use crate::bench::report::Figure;
 use crate::guest;
+use crate::machine::Machine;
 use crate::plan::ConfigFile;
 use crate::session::{Request, Session};
 
 /// The bench domains: `low` and `peer` share a priority, `high` is above both. `device` has the UART and
 /// `driver`, above it, the UART's interrupt; `device` runs when `low` is done.
-const SERVICES: &str = r#"
+pub const SERVICES: &str = r#"
 [[service]]
 name = "bench-high"
 program = "bench"
@@ -77,11 +78,11 @@ const SAMPLES: u64 = 64;
 
 /// A path and how often its value occurred among the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Path {
+pub struct Path {
     /// Kernel instructions.
-    value: u64,
+    pub value: u64,
     /// Of [`SAMPLES`].
-    times: u64,
+    pub times: u64,
 }
 
 /// Measures every path.
@@ -101,7 +102,7 @@ pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
         }
         Ok(Figure::new(name, path.value))
     };
-    TABLE.iter().filter(|entry| entry.group == Group::Paths).map(|entry| figure(entry.name)).collect()
+    table().filter(|entry| entry.group == Group::Paths).map(|entry| figure(entry.name)).collect()
 }
 
 /// Boots the bench domains; by name.
@@ -118,22 +119,33 @@ fn run(timeout: Duration, progress: Progress) -> Result<BTreeMap<String, Path>, 
     request.progress = progress;
     let session = Session::prepare(&request)?;
     let machine = session.start(None)?;
-    let figures = machine.wait("the figures of the bench domains", timeout, |state| {
-        let done = state.log.iter().filter(|record| record.text == "figures done").count();
-        let figures = state.log.iter().filter_map(|record| parse(&record.text));
-        (done == 3).then(|| figures.collect())
-    })?;
+    let lines = wait_figures(&machine, 3, timeout)?;
+    let figures = lines.iter().filter_map(|line| parse(line)).collect();
     machine.quit(Duration::from_secs(60))?;
     Ok(figures)
 }
 
-fn program(name: &str) -> Program {
+/// Waits until this many bench domains are through; all log lines.
+///
+/// # Errors
+/// Time is up, or the machine ended.
+pub fn wait_figures(machine: &Machine, domains: usize, timeout: Duration) -> Result<Vec<String>, Error> {
+    machine.wait("the figures of the bench domains", timeout, |state| {
+        let done = state.log.iter().filter(|record| record.text == "figures done").count();
+        (done == domains).then(|| state.log.iter().map(|record| record.text.clone()).collect())
+    })
+}
+
+/// The bench domain under this name.
+pub fn program(name: &str) -> Program {
     let origin = Origin::Workspace { package: "bench".into(), binary: "bench-domain".into() };
     Program { name: name.into(), origin, uses: None }
 }
 
-fn parse(text: &str) -> Option<(String, Path)> {
-    let mut words = text.strip_prefix("figure ")?.split(' ');
+/// Reads a line `figure NAME VALUE TIMES`, whatever stands before it.
+pub fn parse(text: &str) -> Option<(String, Path)> {
+    let (_, words) = text.split_once("figure ")?;
+    let mut words = words.split(' ');
     let name = words.next()?.to_owned();
     let value = words.next()?.parse().ok()?;
     Some((name, Path { value, times: words.next()?.parse().ok()? }))

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::bench::goals::{self, Entry};
 
-/// A measurement: a name of [`goals::TABLE`] and how much.
+/// A measurement: a name of [`goals::table`] and how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Figure {
     /// [`Entry::name`].
@@ -89,7 +89,7 @@ impl Row {
 
 /// Sorts rows as the table of figures has them.
 pub fn sort(rows: &mut [Row]) {
-    let place = |row: &Row| goals::TABLE.iter().position(|entry: &Entry| entry.name == row.name);
+    let place = |row: &Row| goals::table().position(|entry: &Entry| entry.name == row.name);
     rows.sort_by_key(place);
 }
 

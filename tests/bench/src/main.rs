@@ -2,8 +2,9 @@
 //!
 //! The same program runs in several roles (option `role`): `low` takes the samples, `peer` of the same
 //! priority answers it, `high` is the waiter or driver that is more important, `device` lets a UART
-//! interrupt. Without a role it stands in for the VMM: it enters a guest of two instructions and does
-//! nothing with its exits but to step over them.
+//! interrupt, `store` asks the store. Without a role it stands in for the VMM: it enters a guest of two
+//! instructions and does nothing with its exits but to step over them. With the option `after-ms` the samples
+//! are taken that long after the start, when guests are idle.
 //! Figures are kernel instructions: the user's and the guest's own, which stand beside each measuring
 //! sequence, are subtracted.
 #![no_std]
@@ -14,6 +15,7 @@ extern crate alloc;
 mod events;
 mod exits;
 mod stamps;
+mod store;
 
 use bench::{SAMPLES, mode};
 use rt::supervise::Supervisor;
@@ -26,6 +28,7 @@ fn main(env: rt::Env) -> ! {
         Some("device") => events::device(&env),
         Some("peer") => events::peer(&env),
         Some("high") => events::high(&env),
+        Some("store") => store::client(&env),
         _ => exits::vmm(&env),
     }
 }
@@ -36,6 +39,18 @@ fn ready(env: &rt::Env) -> Supervisor {
     supervisor.ready();
     supervisor.flush();
     supervisor
+}
+
+/// Waits as long as the option `after-ms` says.
+fn delay(env: &rt::Env) {
+    let Some(milliseconds) = env.option("after-ms").and_then(|value| value.parse::<u64>().ok()) else {
+        return;
+    };
+    let signals = env.info.timer_signals;
+    let deadline = rt::time::tsc() + milliseconds * env.info.tsc_khz;
+    if rt::sys::event_timer(env.info.event, deadline, signals).is_ok() {
+        events::wait_for(env.info.event, signals);
+    }
 }
 
 /// Takes samples and logs the figure; `own` is what of each sample is not the kernel's.
