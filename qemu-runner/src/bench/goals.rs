@@ -285,12 +285,17 @@ const GROWTH: &[Entry] = growth! {
     "interrupt-to-driver", "interrupt to its driver running", None, "guests": 1 4 16;
     "guest-cpuid", "guest CPUID", None, "guests": 1 4 16;
     "guest-vmmcall", "guest VMMCALL", None, "guests": 1 4 16;
-    "round-trip", "event round trip", Some(275), "domains": 10 100 1000;
-    "signal", "signal without a waiter", Some(100), "domains": 10 100 1000;
-    "timer-next", "arming the timer that is due first", Some(300), "domains": 10 100 1000;
+    "round-trip", "event round trip", None, "domains": 10 100;
+    "round-trip", "event round trip", Some(275), "domains": 1000;
+    "signal", "signal without a waiter", None, "domains": 10 100;
+    "signal", "signal without a waiter", Some(100), "domains": 1000;
+    "timer-next", "arming the timer that is due first", None, "domains": 10 100;
+    "timer-next", "arming the timer that is due first", Some(200), "domains": 1000;
     "timer-last", "arming the timer that is due last", None, "domains": 10 100 1000;
-    "store-read", "reading a node, request to answer", None, "nodes": 10 100 1000;
-    "store-write", "writing a watched node, request to event", None, "nodes": 10 100 1000;
+    "store-read", "reading a node, request to answer", None, "nodes": 10 100;
+    "store-read", "reading a node, request to answer", Some(50_000), "nodes": 1000;
+    "store-write", "writing a watched node, request to event", None, "nodes": 10 100;
+    "store-write", "writing a watched node, request to event", Some(80_000), "nodes": 1000;
 };
 
 /// Every figure, in the order of the table.

@@ -110,12 +110,13 @@ pub fn grouped(value: u64) -> String {
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     let mut group = "";
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     for row in rows {
         if row.group != group {
             group = &row.group;
             text.push_str(&format!(
-                "\n{group:<22}{:>15} {:<13}{:>27}{:>7}{:>15}  \n",
-                "figure", "", "best peer", "ratio", "goal"
+                "\n{group:<width$}{:>17} {:<13}{:>27}{:>7}{:>15}\n",
+                "ours", "", "best peer", "ratio", "goal"
             ));
         }
         let peer = match (row.peer, &row.peer_name) {
@@ -130,7 +131,7 @@ pub fn table(rows: &[Row]) -> String {
             None => "",
         };
         let line = format!(
-            "  {:<20}{:>15} {:<13}{peer:>27}{ratio:>7}{goal:>15}  {met:<7} {}",
+            "  {:<width$}{:>15} {:<13}{peer:>27}{ratio:>7}{goal:>15}  {met:<7} {}",
             row.name,
             grouped(row.value),
             row.unit,
