@@ -85,6 +85,9 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, 
     if selection.has_group(Group::Paths) {
         figures.extend(paths::measure(setting)?);
     }
+    if selection.has_group(Group::Expensive) {
+        figures.extend(paths::expensive(setting)?);
+    }
     if selection.has_any(&[Group::Exits, Group::Boot, Group::Memory]) {
         let (measured, boot) = boot::measure(setting)?;
         figures.extend(measured);

@@ -62,8 +62,10 @@ pub struct Moment {
 pub fn write(dir: &Path, rows: &[Row], splits: &[Split], boot: &[Moment]) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::path(dir))?;
     let mut pictures = Vec::new();
-    if rows.iter().any(|row| row.peer.is_some()) {
-        pictures.push(("figures.svg", figures(rows)));
+    // Counts of single instructions are too small to be compared by length.
+    let compared: Vec<&Row> = rows.iter().filter(|row| row.peer.is_some() && row.unit != "times").collect();
+    if !compared.is_empty() {
+        pictures.push(("figures.svg", figures(&compared)));
     }
     // One scale for what costs hundreds of instructions, one for what costs thousands.
     let is_small = |split: &&Split| split.parts.iter().map(|part| part.1).sum::<u64>() < 2000;
@@ -141,8 +143,8 @@ fn row_y(index: usize) -> i32 {
 }
 
 /// Each figure's cost as a part of the best peer's; for throughput the cost is its inverse.
-fn figures(rows: &[Row]) -> Picture {
-    let rows: Vec<(&Row, u64)> = rows.iter().filter_map(|row| Some((row, row.peer?))).collect();
+fn figures(rows: &[&Row]) -> Picture {
+    let rows: Vec<(&Row, u64)> = rows.iter().filter_map(|row| Some((*row, row.peer?))).collect();
     let height = row_y(rows.len()) + 10;
     let cost = |row: &Row, value: u64, peer: u64| {
         let (value, peer) = (value.max(1) as f64, peer.max(1) as f64);

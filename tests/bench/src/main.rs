@@ -17,7 +17,12 @@ mod exits;
 mod stamps;
 mod store;
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use bench::{SAMPLES, mode};
+use proto::abi::SystemField;
 use rt::supervise::Supervisor;
 
 rt::entry!(main);
@@ -53,14 +58,55 @@ fn delay(env: &rt::Env) {
     }
 }
 
-/// Takes samples and logs the figure; `own` is what of each sample is not the kernel's.
+/// Takes samples and logs the figure; `own` is what of each sample is not the kernel's. A kernel that counts
+/// expensive instructions also says how many of each kind the samples took.
 fn figure(name: &str, own: u64, mut sample: impl FnMut() -> u64) {
     let mut samples = [0; SAMPLES];
+    let before = expensive();
     for place in &mut samples {
         *place = sample().wrapping_sub(own);
     }
+    let after = expensive();
     let (value, times) = mode(&samples);
     log::info!("figure {name} {value} {times}");
+    if let Some((before, after)) = before.zip(after) {
+        // What reading the counters takes itself: the same with no samples between.
+        let readings = expensive().zip(expensive());
+        let counts: Vec<String> = (0..EXPENSIVE.len())
+            .map(|kind| {
+                let grown = |(before, after): (Counts, Counts)| after[kind].wrapping_sub(before[kind]);
+                let own = readings.map_or(0, grown);
+                format!("{}", grown((before, after)).saturating_sub(own))
+            })
+            .collect();
+        log::info!("counts {name} {SAMPLES} {}", counts.join(" "));
+    }
+}
+
+/// What a kernel built with `count-instructions` counts.
+const EXPENSIVE: [SystemField; 10] = [
+    SystemField::Cr3Writes,
+    SystemField::MsrWrites,
+    SystemField::VmSaveLoads,
+    SystemField::XcrWrites,
+    SystemField::Irets,
+    SystemField::Sysrets,
+    SystemField::Swapgs,
+    SystemField::Vmruns,
+    SystemField::ApicAccesses,
+    SystemField::Invlpg,
+];
+
+/// Values of [`EXPENSIVE`].
+type Counts = [u64; EXPENSIVE.len()];
+
+/// The counters, if the kernel has them.
+fn expensive() -> Option<Counts> {
+    let mut counts = [0; EXPENSIVE.len()];
+    for (count, field) in counts.iter_mut().zip(EXPENSIVE) {
+        *count = rt::sys::system_info(field).ok()?;
+    }
+    Some(counts)
 }
 
 /// Nothing is left to do: stays, and answers init.
