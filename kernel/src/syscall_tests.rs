@@ -41,7 +41,7 @@ fn repeat(call: impl Fn() -> Answer) {
 /// A world with an event, a domain with a thread, a VM and a vCPU.
 fn populated() -> World {
     let w = World::new();
-    for (frames, slot) in [(1, 30), (3, 31), (1, 32), (2, 33), (4, 34), (1, 35), (4, 36), (16, 37)] {
+    for (frames, slot) in [(1, 30), (3, 31), (1, 32), (2, 33), (3, 34), (1, 35), (4, 36), (16, 37)] {
         w.take(frames, slot);
     }
     done(event_create(w.thread, 30, EVENT));

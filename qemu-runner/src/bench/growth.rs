@@ -9,9 +9,10 @@ use image_builder::{BuildRequest, Progress};
 
 use crate::bench::report::Figure;
 use crate::bench::select::Selection;
-use crate::bench::{Setting, boot, goals, paths};
+use crate::bench::standard::work::{BLK, EXITS, NET, Source};
+use crate::bench::{Setting, goals, paths, standard};
 use crate::host::{Lock, cache_dir};
-use crate::plan::{ConfigFile, default_config};
+use crate::plan::ConfigFile;
 use crate::session::{Request, Session};
 use crate::{Error, guest};
 
@@ -90,11 +91,11 @@ target = "privileged"
     Ok(lines.iter().filter_map(|line| of_crowd(line, "nodes")).collect())
 }
 
-/// The bench domains and the default guest beside idle guests.
+/// The bench domains and the standard guest beside idle guests.
 fn guests(count: usize, setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     let Setting { timeout, progress, .. } = setting;
     let kernel = idle_kernel(progress)?;
-    let mut configs = vec![default_config(None, None, None, progress)?];
+    let mut configs = vec![guest::standard::config(Some(standard::MEMORY_DISK), progress)?];
     configs.extend((0..count).map(|number| {
         let text = format!(
             "name=\"idle{number}\"\ntype=\"pvh\"\nkernel=\"{}\"\nextra=\"mode=idle\"\nmemory={IDLE_MIB}\n",
@@ -107,7 +108,7 @@ fn guests(count: usize, setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     let services = [late("low"), late("device")]
         .iter()
         .fold(paths::SERVICES.to_owned(), |text, (from, to)| text.replace(from, to));
-    request.manifest = Some(("bench.toml".into(), format!("{}\n{services}", manifest::DEFAULT)));
+    request.manifest = Some(("bench.toml".into(), format!("{}\n{services}", standard::station()?)));
     request.programs = vec![paths::program("bench")];
     request.has_icount = true;
     request.qemu_args = ["-serial", "null"].map(str::to_owned).to_vec();
@@ -115,14 +116,19 @@ fn guests(count: usize, setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     let session = Session::prepare(&request)?;
     let machine = session.start(None)?;
     machine.wait_up(timeout)?;
-    let mut shell = machine.guest(guest::NAME).from_start();
+    let mut shell = machine.guest(guest::standard::NAME).from_start();
     shell.wait_shell(timeout)?;
     let lines = paths::wait_figures(&machine, 2, timeout)?;
-    let exits = boot::exits(&mut shell, timeout)?;
     let paths = lines.iter().filter_map(|line| paths::parse(line));
-    let values = paths.map(|(name, path)| (name, path.value));
-    let values = values.chain(exits.into_iter().map(|figure| (figure.name.to_owned(), figure.value)));
-    Ok(values.filter_map(|(name, value)| beside(&name, &count.to_string(), "guests", value)).collect())
+    let mut values: Vec<(String, u64)> = paths.map(|(name, path)| (name, path.value)).collect();
+    standard::await_devices(&mut shell, timeout)?;
+    let sources = [&EXITS[..], &BLK, &NET].concat();
+    let sources: Vec<Source> =
+        sources.into_iter().filter(|s| beside(s.figure, "16", "guests", 0).is_some()).collect();
+    let seen = standard::run(&mut shell, &sources, timeout)?;
+    values.extend(seen.into_iter().map(|figure| (figure.name.to_owned(), figure.value)));
+    let values = values.iter();
+    Ok(values.filter_map(|(name, value)| beside(name, &count.to_string(), "guests", *value)).collect())
 }
 
 /// The guest that sleeps, built for the machine.

@@ -337,7 +337,9 @@ impl<P: Platform> Machine<P> {
     /// that was not before, no timer changed. The common answer, found by three words.
     #[inline]
     pub fn is_settled(&self, vcpu: &Vcpu) -> bool {
-        self.guest.events.kicks | self.guest.events.later == 0 && !self.guest.events.has_news() && !vcpu.has_news
+        self.guest.events.kicks | self.guest.events.later == 0
+            && !self.guest.events.has_news()
+            && !vcpu.has_news
     }
 
     /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`] next; 0: never.

@@ -149,7 +149,7 @@ pub struct GuestContext {
 }
 
 impl GuestContext {
-    /// A vCPU in three zeroed frames (VMCB, FPU area, reserve) with its state page.
+    /// A vCPU in two zeroed frames (VMCB, FPU area) with its state page.
     ///
     /// # Errors
     /// `NotSupported` without SVM.
