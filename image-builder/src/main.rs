@@ -92,7 +92,7 @@ fn run(action: Action) -> Result<(), Error> {
             if !files.iter().any(|f| f.name == proto::toolstack::CONFIGS_FILE) {
                 files.push(File::bytes(proto::toolstack::CONFIGS_FILE, no_guests()?));
             }
-            let machine = build(&BuildRequest::new(of_workspace()), Progress::Shown)?;
+            let machine = build(&BuildRequest::new(manifest.programs(of_workspace())), Progress::Shown)?;
             let output = output.unwrap_or_else(|| machine::target_dir().join("image/bundle.bin"));
             let image = pack_image(&machine, &BundleSpec { manifest: &manifest, options, files }, &output)?;
             println!("kernel {}", image.kernel.display());

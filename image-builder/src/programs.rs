@@ -93,7 +93,9 @@ pub fn of_workspace() -> Vec<Program> {
         Program::of_workspace("xenstore", &[Serves(Xenstore), Server(Xenstore)]),
         Program::of_workspace("toolstack", &[File, Server(Operator), Client(Xenstore), Client(Builder)]),
         Program::of_workspace("blkback", &[Devices, Serves(Blk)]),
-        Program::of_workspace("netback", &[Devices, Serves(Net)]),
+        Program::of_workspace("netback", &[Devices, Serves(Net), Server(Net)]),
         Program::of_workspace(VMM, &[]),
+        // A station for tests and the bench; the shipped manifest does not have it.
+        Program::of_workspace("peer", &[Client(Net)]),
     ]
 }

@@ -94,6 +94,11 @@ fn bad_manifests_are_refused_with_a_place_and_a_sentence() {
         ("server = \"xenstore\"", "server = \"blkback\"", "`blkback` cannot serve xenstore channels"),
         ("server = \"init\"", "server = \"console\"", "only init builds domains"),
         ("kind = \"builder\"", "kind = \"operator\"", "`toolstack` cannot work without a builder channel"),
+        (
+            "kind = \"operator\"",
+            "kind = \"operator\"\nmac = \"02:00:00:00:00:01\"",
+            "only a net channel has a mac",
+        ),
         ("priority = 10", "priority = 40", "its priority must be above the VMMs' (40)"),
     ];
     for (from, to, expected) in cases {
@@ -123,6 +128,74 @@ fn two_domains_never_get_the_same_port_or_line() {
     let message = problems(&format!("{DEFAULT}{twin}"));
     assert!(message.contains("`console` has some of these ports already"), "{message}");
     assert!(message.contains("`console` has interrupt line 4 already"), "{message}");
+}
+
+/// The shipped manifest with a station on the bridge.
+fn with_peer(channels: &[(&str, &str)]) -> String {
+    let service = "\n[[service]]\nname = \"peer\"\npriority = 5\nheap-kib = 64\n";
+    let channel = |(server, mac): &(&str, &str)| {
+        format!(
+            "[[channel]]\nkind = \"net\"\nclient = \"peer\"\nserver = \"{server}\"\ntarget = \"xenbr0\"\n{mac}\n"
+        )
+    };
+    format!("{DEFAULT}{service}{}", channels.iter().map(channel).collect::<String>())
+}
+
+#[test]
+fn a_service_is_a_station_on_the_bridge_under_its_own_address() {
+    let one = ("netback", "mac = \"02:00:00:00:77:01\"");
+    let two = ("netback", "mac = \"02:00:00:00:77:fe\"");
+    let manifest = load("system.toml", &with_peer(&[one, two]), &of_workspace()).unwrap();
+    let compiled = compile(&manifest, &[]).unwrap();
+    let wires: Vec<_> = compiled.channels.iter().filter(|c| c.kind == ChannelKind::Net).collect();
+    let macs: Vec<_> = wires.iter().map(|wire| wire.mac).collect();
+    assert_eq!(macs, [[2, 0, 0, 0, 0x77, 1], [2, 0, 0, 0, 0x77, 0xfe]]);
+    assert_eq!(wires[0].target.as_str(), "xenbr0");
+    assert!(compiled.channels.iter().all(|c| c.kind == ChannelKind::Net || c.mac == [0; 6]));
+
+    let names = |text: &str| {
+        let manifest = load("system.toml", text, &of_workspace()).unwrap();
+        manifest.programs(of_workspace()).into_iter().map(|p| p.name).collect::<Vec<_>>()
+    };
+    assert!(names(&with_peer(&[one])).contains(&"peer".to_owned()));
+    assert!(!names(DEFAULT).contains(&"peer".to_owned()), "what no service runs is not compiled");
+
+    let none = problems(&with_peer(&[]));
+    assert!(none.contains("`peer` cannot work without a net channel"), "{none}");
+    let cases: [(&[(&str, &str)], &str); 8] = [
+        (&[("netback", "")], "the interface of `peer` needs an address of its own: add mac = \"02:"),
+        (&[one, one], "`peer` has the address 02:00:00:00:77:01 already"),
+        (&[("netback", "mac = \"02:00:00:00:77\"")], "`02:00:00:00:77` is no MAC address: write six bytes"),
+        (&[("netback", "mac = \"02:00:00:00:77:01:02\"")], "is no MAC address"),
+        (&[("netback", "mac = \"02:00:00:00:77:+1\"")], "is no MAC address"),
+        (&[("netback", "mac = \"01:00:00:00:77:01\"")], "its first byte must be even"),
+        (&[("netback", "mac = \"00:00:00:00:00:00\"")], "and not all zero"),
+        (&[("blkback", "mac = \"02:00:00:00:77:01\"")], "`blkback` cannot serve net channels"),
+    ];
+    for (channels, expected) in cases {
+        let message = problems(&with_peer(channels));
+        assert!(message.contains(expected), "{channels:?}:\n{message}");
+        let place: Vec<_> = message.splitn(4, ':').collect();
+        assert!(place[0] == "system.toml" && place[1].parse::<u32>().is_ok(), "{message}");
+    }
+}
+
+#[test]
+fn a_manifest_without_vmm_adds_to_the_shipped_one() {
+    let station = include_str!("../../tests/peer/manifest.toml");
+    let manifest = load("tests/peer/manifest.toml", station, &of_workspace()).unwrap();
+    let names: Vec<_> = manifest.services.iter().map(|s| s.name.get_ref().as_str()).collect();
+    assert_eq!(names, ["console", "xenstore", "blkback", "netback", "toolstack", "peer"]);
+    // Problems have their places in the text that they are in.
+    let row = station.lines().position(|l| l == "priority = 5").unwrap() + 1;
+    let message = problems(&station.replace("priority = 5", "priority = 64"));
+    assert!(message.starts_with(&format!("system.toml:{row}:12: error: priority is 64;")), "{message}");
+    let message = problems(&station.replace("name = \"peer\"", "name = \"console\""));
+    assert!(
+        message.starts_with("system.toml:") && message.contains("two services called `console`"),
+        "{message}"
+    );
+    assert!(problems("priority = ").starts_with("system.toml:1:12: error: "));
 }
 
 #[test]

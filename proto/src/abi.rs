@@ -89,7 +89,8 @@ numbered! {
         /// `(slot)`: deletes everything derived from the capability. May answer [`Error::Restart`].
         CapRevoke = 22,
         /// `(src, space, address, flags)`: maps frames into a domain or VM; enables ports in a domain
-        /// (`address` unused). May answer [`Error::Restart`].
+        /// (`address` unused); with the log as the space starts the trace, see [`trace`]. May answer
+        /// [`Error::Restart`].
         CapMap = 23,
         /// `(src)`: undoes [`Syscall::CapMap`]. May answer [`Error::Restart`].
         CapUnmap = 24,
@@ -203,6 +204,20 @@ numbered! {
         R14 = 30,
         /// Register 15.
         R15 = 31,
+        /// Threads: how often it was put on a CPU.
+        Dispatches = 32,
+        /// Threads: signals that it sent (`EventSignal`, `EventSignalAndWait`).
+        SignalsSent = 33,
+        /// Threads: those of its signals that made another thread ready or run.
+        WakeUps = 34,
+        /// Threads: interrupts (devices' and the timer's) that came while it, or its guest, was on the CPU.
+        Interrupts = 36,
+        /// Threads that run a vCPU: guest exits handed to the VMM.
+        VcpuExits = 37,
+        /// Threads that run a vCPU: guest exits that the kernel served alone.
+        VcpuKernelExits = 38,
+        /// Threads: its number, unique since boot and never 0. The trace names threads by it (its low 32 bits).
+        ThreadId = 39,
     }
 }
 
@@ -224,6 +239,107 @@ numbered! {
         Cpus = 4,
         /// First vector number that an MSI may carry (see [`MSI_ADDRESS`]).
         FirstMsiVector = 5,
+        /// How often a thread was put on the CPU (the sum of [`Field::Dispatches`] since boot).
+        ContextSwitches = 6,
+        /// Interrupts (devices' and the timer's) since boot.
+        Interrupts = 7,
+        /// Writes to CR3. This and what follows: only in a kernel built to count (feature
+        /// `count-instructions`); else [`Error::NotSupported`]. They count from boot.
+        Cr3Writes = 16,
+        /// WRMSR.
+        MsrWrites = 17,
+        /// VMSAVE and VMLOAD.
+        VmSaveLoads = 18,
+        /// XSETBV.
+        XcrWrites = 19,
+        /// IRETQ.
+        Irets = 20,
+        /// SYSRETQ.
+        Sysrets = 21,
+        /// SWAPGS.
+        Swapgs = 22,
+        /// VMRUN.
+        Vmruns = 23,
+        /// Reads and writes of the local and the I/O APIC's registers.
+        ApicAccesses = 24,
+        /// INVLPG.
+        Invlpg = 25,
+    }
+}
+
+/// The kernel's trace: a ring of records in frames that the holder of the log capability gave.
+///
+/// [`Syscall::CapMap`] of a run of at least two frames with the log capability (with
+/// [`rights::CONTROL`]) as the space, address 0 and flags READ | WRITE starts it; [`Syscall::CapUnmap`] of
+/// the run stops it. The run has to be owned RAM that is not donated; it may be mapped elsewhere through
+/// derived capabilities, so that somebody can read it meanwhile, and is pinned while it is in use.
+/// There is one trace at a time ([`Error::Busy`]).
+///
+/// The first frame is the [`Header`]; records follow from the second on. The kernel writes the oldest over when
+/// the ring is full, and reads nothing back: whatever a reader does to the pages hurts its own copy alone.
+/// Record `n` (counted from 0) is at index `n % capacity`; `written` is raised after the record is
+/// complete. A reader copies, then reads `written` again: records below `written - capacity` were overwritten
+/// meanwhile.
+pub mod trace {
+    use super::PAGE_SIZE;
+
+    /// [`Header::magic`]: "AILTRACE", little-endian.
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"AILTRACE");
+    /// Offset of the first record.
+    pub const RECORDS_AT: u64 = PAGE_SIZE;
+    /// Frames that a trace takes at least.
+    pub const FRAMES_MIN: u64 = 2;
+
+    /// Start of the first frame.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    #[repr(C)]
+    pub struct Header {
+        /// [`MAGIC`] while the trace is used.
+        pub magic: u64,
+        /// Records that the ring holds.
+        pub capacity: u64,
+        /// Records ever written; the number of the next one.
+        pub written: u64,
+    }
+
+    /// One record.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    #[repr(C)]
+    pub struct Record {
+        /// Time stamp counter.
+        pub tsc: u64,
+        /// [`Kind`] as a number.
+        pub kind: u16,
+        /// CPU.
+        pub cpu: u16,
+        /// The thread that ran, or that runs from now on ([`Kind::Switch`]); 0: none.
+        pub thread: u32,
+        /// See [`Kind`].
+        pub a: u64,
+        /// See [`Kind`].
+        pub b: u64,
+    }
+
+    const _: () = assert!(size_of::<Record>() == 32 && PAGE_SIZE.is_multiple_of(32));
+
+    numbered! {
+        /// What a record says.
+        Kind: u16 {
+            /// A thread (or none: the CPU is idle) is on the CPU from now on; `a`: the one before, 0: idle.
+            Switch = 1,
+            /// An event was signalled; `a`: the signals, `b`: the thread that this made ready or run, 0: none.
+            Signal = 2,
+            /// A device's interrupt; `a`: the line (as `IrqBind` counts them), `b`: the thread that it made ready.
+            Interrupt = 3,
+            /// The guest is entered; `a`: its RIP.
+            VmEntry = 4,
+            /// The guest was left; `a`: exit code, `b`: EXITINFO1.
+            VmExit = 5,
+            /// The thread waits for its event.
+            Wait = 6,
+            /// The timer's interrupt; `a`: timers that were due.
+            Timer = 7,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{ChannelKind, Protocol};
+use crate::counters;
 use crate::text::{List, Text};
 
 /// The protocol.
@@ -15,7 +16,7 @@ impl Protocol for Builder {
     type Request = Request;
     type Response = Response;
     const KIND: ChannelKind = ChannelKind::Builder;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const SLOTS: usize = 8;
 }
 
@@ -43,6 +44,26 @@ pub enum Request {
     },
     /// Asks for [`Response::Machine`].
     Machine,
+    /// Asks for [`Response::Counters`].
+    Counters {
+        /// Which domain.
+        domid: u32,
+    },
+    /// Starts the kernel's trace in a ring of its own; one that exists is replaced. Answered by
+    /// [`Response::Trace`].
+    TraceStart {
+        /// Size of the ring.
+        kib: u32,
+    },
+    /// Stops the trace; what was recorded can still be read. Answered by [`Response::Trace`].
+    TraceStop,
+    /// Gives the trace's memory back. Answered by [`Response::Trace`].
+    TraceDrop,
+    /// Asks for [`Response::Records`].
+    TraceRead {
+        /// Number of the first record; those overwritten are left out.
+        from: u64,
+    },
     /// Ends the machine's run (`quit` at the prompt).
     PowerOff {
         /// Exit status for whoever started the machine; 0: all went well.
@@ -134,6 +155,53 @@ pub enum Response {
     NoDomain,
     /// Facts about the machine.
     Machine(MachineStat),
+    /// A domain's counters.
+    Counters {
+        /// Which domain.
+        domid: u32,
+        /// By index, see [`counters`].
+        values: List<u64, { counters::COUNT }>,
+    },
+    /// State of the trace.
+    Trace(TraceStat),
+    /// A part of the trace.
+    Records {
+        /// Number of the first of them; larger than asked for when older ones were overwritten.
+        first: u64,
+        /// In order; none when the trace ends before the number asked for.
+        records: List<TraceRecord, RECORDS_MAX>,
+    },
+}
+
+/// Most records in [`Response::Records`].
+pub const RECORDS_MAX: usize = 80;
+
+/// State of the trace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
+pub struct TraceStat {
+    /// The kernel records.
+    pub is_running: bool,
+    /// Records that the ring holds; 0: there is none.
+    pub capacity: u64,
+    /// Records ever written to it.
+    pub written: u64,
+}
+
+/// A record of the trace, as [`crate::abi::trace::Record`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
+pub struct TraceRecord {
+    /// Time stamp counter.
+    pub tsc: u64,
+    /// What happened.
+    pub kind: u16,
+    /// CPU.
+    pub cpu: u16,
+    /// The thread that ran.
+    pub thread: u32,
+    /// By kind.
+    pub a: u64,
+    /// By kind.
+    pub b: u64,
 }
 
 /// Facts about a domain, service or guest.
@@ -155,6 +223,29 @@ pub struct DomainStat {
     pub state: DomainState,
     /// Time on the CPU in microseconds.
     pub time_us: u64,
+    /// What the kernel counted.
+    pub activity: Activity,
+}
+
+/// What the kernel counted of a domain's thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
+pub struct Activity {
+    /// Number of its thread, as in the trace.
+    pub thread: u32,
+    /// Time on the CPU in nanoseconds.
+    pub time_ns: u64,
+    /// Times that it was put on a CPU.
+    pub dispatches: u64,
+    /// Signals that it sent.
+    pub signals_sent: u64,
+    /// Signals of its that made another thread ready or run.
+    pub wake_ups: u64,
+    /// Interrupts that came while it ran.
+    pub interrupts: u64,
+    /// Exits of its guest that it was handed.
+    pub vcpu_exits: u64,
+    /// Exits of its guest that the kernel served alone.
+    pub vcpu_kernel_exits: u64,
 }
 
 /// State of a domain, as `xl list` shows it.
@@ -187,4 +278,13 @@ pub struct MachineStat {
     pub tsc_khz: u64,
     /// Microseconds since the start.
     pub uptime_us: u64,
+    /// Microseconds that no thread ran.
+    pub idle_us: u64,
+    /// Times that a thread was put on a CPU.
+    pub context_switches: u64,
+    /// Interrupts.
+    pub interrupts: u64,
 }
+
+// Reports are no reason for a larger channel: a guest's description stays the longest message.
+const _: () = assert!(Response::POSTCARD_MAX_SIZE <= GuestSpec::POSTCARD_MAX_SIZE);

@@ -12,6 +12,7 @@ pub mod builder;
 pub mod bundle;
 pub mod channel;
 pub mod console;
+pub mod counters;
 pub mod guest;
 pub mod manifest;
 pub mod net;

@@ -75,6 +75,13 @@ pub struct Wire {
     pub server: Text<32>,
     /// `ChannelInfo::target`.
     pub target: Text<64>,
+    /// `ChannelInfo::mac`: of a net channel's client; zero for the other kinds.
+    pub mac: [u8; 6],
+}
+
+/// Whether `mac` can be the address of an interface: not a group's, and not zero.
+pub fn is_station(mac: [u8; 6]) -> bool {
+    mac[0] & 1 == 0 && mac != [0; 6]
 }
 
 /// What every VMM gets besides its guest's memory.

@@ -167,6 +167,12 @@ impl<'a, I: Index, W: Word> Producer<'a, I, W> {
         Ok(Ok(()))
     }
 
+    /// Whether something was published since the last [`Self::must_notify`].
+    #[inline]
+    pub fn has_published(&self) -> bool {
+        self.has_published
+    }
+
     /// Whether the consumer sleeps although something was published, and has to be signalled; claims the duty,
     /// so ask once per batch.
     #[inline]

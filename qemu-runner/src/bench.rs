@@ -1,64 +1,87 @@
 //! `bench`: the figures that the design is held to, counted under `-icount`.
 //!
 //! One instruction is one tick of the TSC then, so domains and guests count for themselves; see
-//! `tests/bench` for what is subtracted. Anchors: NOVA release-24.08 and seL4 16.0 (lean), Xen 4.17 and KVM,
-//! measured the same way.
+//! `tests/bench` for what is subtracted. What is measured, and what it is held against, stands in [`goals`].
 
+mod baseline;
 mod boot;
+pub mod goals;
 mod lines;
 mod paths;
-mod report;
+pub mod report;
+pub mod select;
+mod sizes;
 
+use std::path::Path;
 use std::time::Duration;
 
 use image_builder::Progress;
 
 use crate::Error;
 use crate::cli::BenchArgs;
-use report::Row;
+use crate::session::{Request, Session};
+use goals::Group;
+use report::{Figure, Row};
+use select::Selection;
 
-/// What the bench domains call a path, what people do, and what others need for it.
-const PATHS: [(&str, &str, &str); 9] = [
-    ("null-call", "cheapest system call (no such number)", "NOVA 51"),
-    ("poll", "EventPoll, no signal", "seL4 240"),
-    ("round-trip", "event round trip, two domains, signal_and_wait both ways", "NOVA 275, seL4 412"),
-    ("signal-to-waiter", "signal, to a higher-priority waiter running", "NOVA 705, seL4 532"),
-    ("waiter-to-signaller", "that waiter waits again, to the signaller running", "NOVA 805, seL4 407"),
-    ("interrupt-to-driver", "device interrupt, to its driver running", "NOVA 616, seL4 371"),
-    (
-        "driver-to-interrupted",
-        "that driver waits again, to the interrupted thread",
-        "NOVA 822, seL4 479 + 418",
-    ),
-    ("exit-vmmcall", "guest VMMCALL, to the VMM and back into the guest, kernel alone", "NOVA 454"),
-    ("exit-cpuid", "guest CPUID, to the VMM and back into the guest, kernel alone", "NOVA 486"),
-];
+/// What every measurement needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// For each machine.
+    pub timeout: Duration,
+    /// Where the streams of the guest's machine go.
+    pub log: Option<&'a Path>,
+    /// What the user sees.
+    pub progress: Progress,
+}
 
-/// Measures everything and prints it.
+/// Measures what was asked for, prints it, writes it, and compares it.
 ///
 /// # Errors
-/// See [`Error::exit_status`].
+/// See [`Error::exit_status`]; a figure that is worse than the baseline's is [`Error::Worse`].
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
-    let timeout = Duration::from_secs(args.timeout);
-    let progress = Progress::Shown;
-    let figures = paths::measure(timeout, progress)?;
-    if figures.get("calibration").map(|figure| figure.value) != Some(0) {
-        return Err(Error::Died("an instruction does not take one tick of the TSC".into()));
-    }
-    let mut rows = Vec::new();
-    for (key, name, peer) in PATHS {
-        let figure = figures.get(key).ok_or_else(|| Error::Died(format!("no domain measured {key}")))?;
-        if figure.times < paths::SAMPLES / 2 {
-            progress.say(format!("{key}: only {} of {} samples agree", figure.times, paths::SAMPLES));
-        }
-        rows.push(Row::new(name, figure.value, "instructions").beside(peer));
-    }
-    rows.extend(boot::measure(timeout, args.log.as_deref(), progress)?);
-    rows.extend(lines::rows()?);
+    let selection = Selection::parse(&args.names)?;
+    // Before anything is measured: a wrong file is found at once.
+    let before = args.baseline.as_deref().map(baseline::read).transpose()?;
+    let setting = Setting {
+        timeout: Duration::from_secs(args.timeout),
+        log: args.log.as_deref(),
+        progress: Progress::Shown,
+    };
+    let rows = measure(&selection, setting)?;
     print!("{}", report::table(&rows));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::Died(e.to_string()))?;
         std::fs::write(path, text + "\n").map_err(Error::path(path))?;
     }
-    Ok(())
+    let Some(before) = before else { return Ok(()) };
+    let changes = baseline::compare(&before, &rows);
+    print!("{}", baseline::table(&changes));
+    baseline::judge(&changes)
+}
+
+/// Measures what was asked for, in the table's order.
+///
+/// # Errors
+/// A machine does not come up, or not in time, or what it says makes no sense.
+pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Vec<Row>, Error> {
+    let mut figures: Vec<Figure> = Vec::new();
+    if selection.has_group(Group::Paths) {
+        figures.extend(paths::measure(setting)?);
+    }
+    if selection.has_any(&[Group::Exits, Group::Boot, Group::Memory]) {
+        figures.extend(boot::measure(setting)?);
+    }
+    if selection.has_group(Group::Sizes) {
+        let mut request = Request::new(Vec::new());
+        request.has_icount = true;
+        figures.extend(sizes::measure(&Session::prepare(&request)?)?);
+    }
+    if selection.has_group(Group::Lines) {
+        figures.extend(lines::measure()?);
+    }
+    let wanted = figures.into_iter().filter(|figure| selection.has(figure.name));
+    let mut rows = wanted.map(Row::of).collect::<Result<Vec<Row>, Error>>()?;
+    report::sort(&mut rows);
+    Ok(rows)
 }

@@ -13,7 +13,7 @@ use crate::qemu::Net;
 /// operator's prompt, Ctrl-A x ends QEMU.
 ///
 /// Exit status: 0 success; 1 a command or guest failed; 2 an option, configuration or file is wrong, or
-/// something is missing; 3 timeout; 4 the machine died.
+/// something is missing; 3 timeout; 4 the machine died; 5 a figure is worse than the baseline's.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
@@ -92,15 +92,24 @@ pub struct RunArgs {
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Give up after this time.
+    /// What to measure: groups (paths, exits, cpu, blk, net, boot, memory, growth, sizes, lines), single
+    /// figures, or `quick`, which is what has a promise; nothing: all but growth.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Give up a machine after this time.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
-    /// Write the streams of the default guest's machine to this folder.
+    /// Write the streams of the guest's machine to this folder.
     #[arg(long, value_name = "DIR")]
     pub log: Option<PathBuf>,
-    /// Write the figures to this file, as a list of objects with name, value, unit and peer.
+    /// Write the figures to this file, as a list of objects with name, value, unit, goal, peer,
+    /// higher_is_better and more.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Compare with the figures that an earlier run wrote with --json; one that is worse by more than 3 %
+    /// is exit status 5.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
 }
 
 impl RunArgs {
@@ -126,6 +135,13 @@ mod tests {
         assert_eq!((run.guests.len(), run.exec.len(), run.timeout, run.smp), (2, 2, Some(120), 2));
         assert_eq!((run.accel, run.icount, run.net), (Some(Accel::Tcg), true, Net::None));
         assert_eq!(run.qemu_args, ["-d"]);
+        let words = "qemu-runner bench paths round-trip --json new.json --baseline old.json";
+        let Some(Action::Bench(bench)) = Cli::try_parse_from(words.split_whitespace()).unwrap().command
+        else {
+            panic!("not bench")
+        };
+        assert_eq!(bench.names, ["paths", "round-trip"]);
+        assert!(bench.json.is_some() && bench.baseline.is_some());
         assert!(Cli::try_parse_from(["qemu-runner"]).unwrap().command.is_none());
         assert!(Cli::try_parse_from(["qemu-runner", "run", "--guest", "a", "--kernel", "b"]).is_err());
     }

@@ -35,6 +35,9 @@ pub enum Error {
     /// The machine died.
     #[error("{0}")]
     Died(String),
+    /// A figure is worse than it was.
+    #[error("{0}")]
+    Worse(String),
 }
 
 impl Error {
@@ -45,6 +48,7 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Timeout(_) => 3,
             Self::Died(_) => 4,
+            Self::Worse(_) => 5,
         }
     }
 

@@ -104,7 +104,7 @@ impl Session {
         let machine = {
             // One build at a time; cargo would wait without saying so.
             let _lock = host::Lock::take(&host::cache_dir().join("build.lock"))?;
-            image_builder::build(&BuildRequest::new(programs), progress)?
+            image_builder::build(&BuildRequest::new(manifest.programs(programs)), progress)?
         };
         let mut options = request.options.clone();
         let mode = if request.serial == Serial::Terminal { "mode=interactive" } else { "mode=mux" };

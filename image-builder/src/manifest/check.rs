@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use proto::channel::ChannelKind;
+use proto::manifest::is_station;
 use toml::Spanned;
 
 use super::Problem;
-use super::source::{Channel, Manifest, Service, kind_name, parse_kind};
+use super::source::{Channel, Manifest, Service, kind_name, parse_kind, parse_mac};
 use crate::programs::{INIT, Program, Use, VMM};
 
 /// Highest priority.
@@ -278,15 +279,17 @@ impl Check<'_> {
             self.say(&extra.kind, "at most 48 channels");
         }
         let mut seen = Vec::new();
+        let mut macs = BTreeMap::new();
         for channel in &manifest.channels {
-            let Channel { kind, client, server, target } = channel;
+            let Channel { kind, client, server, target, mac } = channel;
             if let Some(target) = target.as_ref().filter(|t| t.get_ref().len() > 64) {
                 self.say(target, "a target is at most 64 bytes");
             }
             if client.get_ref() == server.get_ref() {
                 self.say(server, format!("both ends of the channel are `{}`", server.get_ref()));
             }
-            let id = (kind.get_ref(), client.get_ref(), server.get_ref());
+            // A client may have several interfaces; what keeps them apart is their addresses.
+            let id = (kind.get_ref(), client.get_ref(), server.get_ref(), mac.as_ref().map(Spanned::get_ref));
             if seen.contains(&id) {
                 self.say(kind, "this channel is listed twice");
             }
@@ -295,6 +298,7 @@ impl Check<'_> {
                 self.say(kind, format!("no channel kind is called `{}`", kind.get_ref()));
                 continue;
             };
+            self.mac(channel, known, &mut macs);
             match known {
                 ChannelKind::Supervise | ChannelKind::Log => {
                     self.say(
@@ -303,11 +307,11 @@ impl Check<'_> {
                     );
                     continue;
                 }
-                ChannelKind::Guest | ChannelKind::GuestConsole | ChannelKind::Blk | ChannelKind::Net => {
+                ChannelKind::Guest | ChannelKind::GuestConsole | ChannelKind::Blk => {
                     self.say(kind, format!("{} channels are made with the guest", kind.get_ref()));
                     continue;
                 }
-                ChannelKind::Operator | ChannelKind::Xenstore | ChannelKind::Builder => {}
+                ChannelKind::Operator | ChannelKind::Xenstore | ChannelKind::Builder | ChannelKind::Net => {}
             }
             if let Some(program) = self.end(client, manifest)
                 && !program.has_use_for(Use::Client(known))
@@ -325,6 +329,40 @@ impl Check<'_> {
                 let name = server.get_ref();
                 self.say(server, format!("`{name}` cannot serve {} channels", kind.get_ref()));
             }
+        }
+    }
+
+    /// An interface has an address that no other one has; other channels have none.
+    fn mac<'a>(&mut self, channel: &'a Channel, kind: ChannelKind, macs: &mut BTreeMap<[u8; 6], &'a str>) {
+        let client = channel.client.get_ref().as_str();
+        let Some(mac) = &channel.mac else {
+            if kind == ChannelKind::Net {
+                let message = format!(
+                    "the interface of `{client}` needs an address of its own: add mac = \"02:00:00:00:00:01\""
+                );
+                self.say(&channel.kind, message);
+            }
+            return;
+        };
+        let text = mac.get_ref();
+        if kind != ChannelKind::Net {
+            self.say(mac, "only a net channel has a mac: remove it");
+            return;
+        }
+        let Some(address) = parse_mac(text) else {
+            let message = format!(
+                "`{text}` is no MAC address: write six bytes in hexadecimal, as in 02:00:00:00:00:01"
+            );
+            self.say(mac, message);
+            return;
+        };
+        if !is_station(address) {
+            let message = format!(
+                "`{text}` is not an interface's address: its first byte must be even, and not all zero"
+            );
+            self.say(mac, message);
+        } else if let Some(other) = macs.insert(address, client) {
+            self.say(mac, format!("`{other}` has the address {text} already: give each interface its own"));
         }
     }
 

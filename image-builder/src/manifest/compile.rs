@@ -3,7 +3,7 @@
 use proto::manifest::{DeviceMatch, Manifest as Compiled, Service, VmmTemplate, Wire};
 use proto::text::{List, Text};
 
-use super::source::{Manifest, parse_kind};
+use super::source::{Manifest, parse_kind, parse_mac};
 use crate::Error;
 use crate::programs::VMM;
 
@@ -61,6 +61,7 @@ pub fn compile(manifest: &Manifest, options: &[(String, String)]) -> Result<Comp
             client: text(c.client.get_ref())?,
             server: text(c.server.get_ref())?,
             target: text(c.target.as_ref().map_or("", |t| t.get_ref()))?,
+            mac: c.mac.as_ref().map_or(Ok([0; 6]), |mac| self::mac(mac.get_ref()))?,
         })
     });
     Ok(Compiled {
@@ -93,6 +94,10 @@ fn number<T: TryFrom<u64>>(value: u64) -> Result<T, Error> {
 
 fn kind(name: &str) -> Result<proto::channel::ChannelKind, Error> {
     parse_kind(name).ok_or_else(|| Error::Manifest(format!("no channel kind is called `{name}`")))
+}
+
+fn mac(text: &str) -> Result<[u8; 6], Error> {
+    parse_mac(text).ok_or_else(|| Error::Manifest(format!("`{text}` is no MAC address")))
 }
 
 fn list<T, const N: usize>(values: impl Iterator<Item = Result<T, Error>>) -> Result<List<T, N>, Error> {

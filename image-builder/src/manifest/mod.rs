@@ -10,11 +10,11 @@ mod source;
 use std::path::Path;
 
 use crate::Error;
-use crate::programs::Program;
+use crate::programs::{INIT, Program, VMM};
 
 pub use check::check;
 pub use compile::compile;
-pub use source::{Channel, Device, Manifest, Ports, Service, Vmm, kind_name, parse_kind};
+pub use source::{Channel, Device, Manifest, Ports, Service, Vmm, kind_name, parse_kind, parse_mac};
 
 /// The manifest that the image has when no other is named.
 pub const DEFAULT: &str = include_str!("../../system.toml");
@@ -30,14 +30,38 @@ pub struct Problem {
     pub span: core::ops::Range<usize>,
 }
 
-/// Reads and checks a manifest.
+impl Manifest {
+    /// Those of `programs` that a system of this manifest runs.
+    pub fn programs(&self, mut programs: Vec<Program>) -> Vec<Program> {
+        let is_run =
+            |name: &str| [INIT, VMM].contains(&name) || self.services.iter().any(|s| s.program() == name);
+        programs.retain(|program| is_run(&program.name));
+        programs
+    }
+}
+
+/// Reads and checks a manifest. One without `[vmm]` is no system of its own: it adds its services and channels
+/// to the shipped one.
 ///
 /// # Errors
 /// All its problems, with places, in one message.
 pub fn load(name: &str, text: &str, programs: &[Program]) -> Result<Manifest, Error> {
-    let manifest = source::parse(text).map_err(|p| Error::Manifest(render(name, text, &[p])))?;
+    let is_whole = source::has_vmm(text).map_err(|p| Error::Manifest(render(name, text, &[p])))?;
+    let base = if is_whole { "" } else { DEFAULT };
+    let whole = format!("{base}{text}");
+    let refuse = |problems: Vec<Problem>| {
+        let (shipped, own): (Vec<_>, Vec<_>) =
+            problems.into_iter().partition(|problem| problem.span.start < base.len());
+        let own = own.into_iter().map(|Problem { message, span }| {
+            let span = span.start - base.len()..span.end.saturating_sub(base.len());
+            Problem { message, span }
+        });
+        let parts = [render(DEFAULT_NAME, base, &shipped), render(name, text, &own.collect::<Vec<_>>())];
+        Error::Manifest(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n"))
+    };
+    let manifest = source::parse(&whole).map_err(|problem| refuse(vec![problem]))?;
     let problems = check(&manifest, programs);
-    if problems.is_empty() { Ok(manifest) } else { Err(Error::Manifest(render(name, text, &problems))) }
+    if problems.is_empty() { Ok(manifest) } else { Err(refuse(problems)) }
 }
 
 /// [`load`] from a file.

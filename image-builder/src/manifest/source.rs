@@ -100,6 +100,8 @@ pub struct Channel {
     pub server: Spanned<String>,
     /// Target.
     pub target: Option<Spanned<String>>,
+    /// Net: the client's address.
+    pub mac: Option<Spanned<String>>,
 }
 
 /// What every VMM gets.
@@ -125,6 +127,16 @@ pub(super) fn parse(text: &str) -> Result<Manifest, Problem> {
         .map_err(|e| Problem { message: e.message().to_owned(), span: e.span().unwrap_or(0..0) })
 }
 
+/// Whether the text says what every VMM gets, as a whole system's does.
+///
+/// # Errors
+/// What TOML forbids.
+pub(super) fn has_vmm(text: &str) -> Result<bool, Problem> {
+    let table: toml::Table = toml::from_str(text)
+        .map_err(|e| Problem { message: e.message().to_owned(), span: e.span().unwrap_or(0..0) })?;
+    Ok(table.contains_key("vmm"))
+}
+
 const KINDS: [(&str, ChannelKind); 9] = [
     ("supervise", ChannelKind::Supervise),
     ("log", ChannelKind::Log),
@@ -136,6 +148,17 @@ const KINDS: [(&str, ChannelKind); 9] = [
     ("builder", ChannelKind::Builder),
     ("guest", ChannelKind::Guest),
 ];
+
+/// A MAC address as it is usually written: six bytes in hexadecimal, with colons between them.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut words = text.split(':');
+    for byte in &mut mac {
+        let word = words.next().filter(|w| w.len() == 2 && w.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(word, 16).ok()?;
+    }
+    words.next().is_none().then_some(mac)
+}
 
 /// A channel kind by its name in the manifest.
 pub fn parse_kind(name: &str) -> Option<ChannelKind> {

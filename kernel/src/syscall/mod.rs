@@ -198,6 +198,7 @@ pub fn system_info(field: u64) -> Answer {
         SystemField::IdleTime => cpu::this().idle_time.get(),
         SystemField::Cpus => 1,
         SystemField::FirstMsiVector => crate::arch::FIRST_MSI_VECTOR,
+        _ => return Err(Error::NotSupported),
     }))
 }
 

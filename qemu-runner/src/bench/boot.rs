@@ -1,13 +1,12 @@
 //! The default guest under `-icount`: its start, its exits as it sees them itself, and memory.
 
-use std::path::Path;
 use std::time::Duration;
 
-use image_builder::{Progress, elf};
 use regex::Regex;
 
 use crate::Error;
-use crate::bench::report::Row;
+use crate::bench::Setting;
+use crate::bench::report::Figure;
 use crate::guest;
 use crate::machine::{Guest, Machine};
 use crate::plan::default_config;
@@ -17,6 +16,8 @@ use crate::session::{Request, Session};
 const SAMPLES: usize = 128;
 /// Instructions of [`PROBE`] between two stamps: RDTSC and three more. The intercepted one is not counted.
 const PROBE_OWN: u64 = 4;
+/// Instructions per microsecond.
+const PER_MICROSECOND: u64 = 1000;
 
 /// A Linux program. It stamps 128 times around CPUID and 128 times around VMMCALL (`xen_version`, from ring 3,
 /// which is answered -EPERM), and writes the differences to its standard output:
@@ -80,7 +81,8 @@ fn probe() -> Vec<u8> {
 ///
 /// # Errors
 /// The machine or its guest does not come up, or not in time.
-pub fn measure(timeout: Duration, log: Option<&Path>, progress: Progress) -> Result<Vec<Row>, Error> {
+pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
+    let Setting { timeout, log, progress } = setting;
     let mut request = Request::new(vec![default_config(None, None, None, progress)?]);
     request.has_icount = true;
     request.progress = progress;
@@ -89,17 +91,15 @@ pub fn measure(timeout: Duration, log: Option<&Path>, progress: Progress) -> Res
     machine.wait_up(timeout)?;
     let mut shell = machine.guest(guest::NAME).from_start();
     shell.wait_shell(timeout)?;
-    let start = time(&machine, &mut shell, timeout)?;
-    let mut rows = exits(&mut shell, timeout)?;
-    rows.extend(start);
-    rows.extend(memory(&machine, timeout)?);
+    let mut figures = time(&machine, &mut shell, timeout)?;
+    figures.extend(exits(&mut shell, timeout)?);
+    figures.extend(memory(&machine, timeout)?);
     machine.quit(Duration::from_secs(60))?;
-    rows.extend(sizes(&session)?);
-    Ok(rows)
+    Ok(figures)
 }
 
 /// Exits as the guest sees them, the whole way to the VMM and back.
-fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Row>, Error> {
+fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Figure>, Error> {
     let bytes: String = probe().iter().map(|byte| format!("\\x{byte:02x}")).collect();
     let command =
         format!("printf '{bytes}' >/tmp/probe && chmod +x /tmp/probe && /tmp/probe | od -An -v -t u4");
@@ -108,14 +108,9 @@ fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Row>, Error> {
     if status != 0 || samples.len() != 2 * SAMPLES {
         return Err(Error::Died(format!("the probe in the guest ended with status {status}: {output}")));
     }
-    let figure = |name: &str, samples: &[u64], peer: &str| {
-        Row::new(name, median(samples).saturating_sub(PROBE_OWN), "instructions").beside(peer)
-    };
+    let figure = |name, samples: &[u64]| Figure::new(name, median(samples).saturating_sub(PROBE_OWN));
     let (cpuid, vmmcall) = samples.split_at(SAMPLES);
-    Ok(vec![
-        figure("guest CPUID, seen by the guest, kernel and VMM", cpuid, "Xen 6148, KVM 3278"),
-        figure("guest VMMCALL, seen by the guest, kernel and VMM", vmmcall, "Xen 6183, KVM 3514"),
-    ])
+    Ok(vec![figure("guest-cpuid", cpuid), figure("guest-vmmcall", vmmcall)])
 }
 
 fn median(samples: &[u64]) -> u64 {
@@ -125,7 +120,7 @@ fn median(samples: &[u64]) -> u64 {
 }
 
 /// How long the guest took to start: by its own clock, and as time on the CPU of its domain.
-fn time(machine: &Machine, shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Row>, Error> {
+fn time(machine: &Machine, shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Figure>, Error> {
     let (domains, _) = machine.exec("xl list -l", timeout)?;
     let (log, _) = shell.shell("dmesg | grep ' as init process'", timeout)?;
     let stamp = Regex::new(r"\[ *(\d+)\.(\d{6})\] Run /init").map_err(|e| Error::Usage(e.to_string()))?;
@@ -134,41 +129,43 @@ fn time(machine: &Machine, shell: &mut Guest<'_>, timeout: Duration) -> Result<V
         Some(number(1)? * 1_000_000 + number(2)?)
     });
     let init = found.ok_or_else(|| Error::Died(format!("the guest's log has no init in it: {log}")))?;
-    let create = creation(&machine.exec("xl dmesg", timeout)?.0)?;
+    let stamps = Stamps::read(&machine.exec("xl dmesg", timeout)?.0)?;
+    let create = stamps.guest.saturating_sub(stamps.services);
     let total: u64 = list(&domains)?.iter().map(|domain| number(domain, "cpu_time_us")).sum();
     let own = list(&domains)?.iter().filter(|d| is_guest(d)).map(|d| number(d, "cpu_time_us")).sum::<u64>();
+    let figure = |name, micros: u64| Figure::new(name, micros * PER_MICROSECOND);
     Ok(vec![
-        Row::new(
-            "order to create the guest, to its kernel's first instruction",
-            create,
-            "thousand instructions",
-        ),
-        Row::new("guest kernel's start to its init, guest's clock", init, "thousand instructions")
-            .beside("Xen 1549000, KVM 1444000"),
-        Row::new("order to create the guest, to its init (sum)", create + init, "thousand instructions")
-            .beside("Xen 3600000, KVM 1690000"),
-        Row::new(
-            "guest domain (VMM and guest), from its creation to the shell",
-            own,
-            "thousand instructions",
-        )
-        .beside("to its init: Xen 3600000, KVM 1690000"),
-        Row::new("whole system, from its start to the guest's shell", total, "thousand instructions"),
+        figure("reset-to-guest", stamps.guest),
+        figure("create-to-guest", create),
+        figure("guest-kernel-to-init", init),
+        figure("create-to-init", create + init),
+        figure("guest-to-shell", own),
+        figure("reset-to-shell", total),
     ])
 }
 
-/// Microseconds from when all services were ready, which is when the toolstack orders the first guest, to
-/// the guest's first instruction, by the stamps of the machine's log.
-fn creation(log: &str) -> Result<u64, Error> {
-    let at = |what: &str| {
-        let line = log.lines().find(|line| line.contains(what))?;
-        let (seconds, micros) = line.trim_start_matches(['[', ' ']).split(']').next()?.split_once('.')?;
-        Some(seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?)
-    };
-    let stamps = at("init: all services are ready").zip(at(": the guest starts at"));
-    let (ordered, started) = stamps
-        .ok_or_else(|| Error::Died(format!("the machine's log does not show the guest's start: {log}")))?;
-    Ok(started.saturating_sub(ordered))
+/// Microseconds since the machine's reset, by the machine's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamps {
+    /// All services were ready, which is when the toolstack orders the first guest.
+    services: u64,
+    /// The guest's first instruction.
+    guest: u64,
+}
+
+impl Stamps {
+    fn read(log: &str) -> Result<Self, Error> {
+        let at = |what: &str| {
+            let line = log.lines().find(|line| line.contains(what))?;
+            let (seconds, micros) = line.trim_start_matches(['[', ' ']).split(']').next()?.split_once('.')?;
+            Some(seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?)
+        };
+        let stamps = at("init: all services are ready").zip(at(": the guest starts at"));
+        let (services, guest) = stamps.ok_or_else(|| {
+            Error::Died(format!("the machine's log does not show the guest's start: {log}"))
+        })?;
+        Ok(Self { services, guest })
+    }
 }
 
 fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
@@ -184,7 +181,7 @@ fn is_guest(domain: &serde_json::Value) -> bool {
 }
 
 /// Memory of the system and of what each guest takes beside its own.
-fn memory(machine: &Machine, timeout: Duration) -> Result<Vec<Row>, Error> {
+fn memory(machine: &Machine, timeout: Duration) -> Result<Vec<Figure>, Error> {
     let (info, _) = machine.exec("xl info", timeout)?;
     let value = |key: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(key))?;
@@ -193,28 +190,7 @@ fn memory(machine: &Machine, timeout: Duration) -> Result<Vec<Row>, Error> {
     let system = value("system_memory_kib").unwrap_or(0);
     let (domains, _) = machine.exec("xl list -l", timeout)?;
     let guest = list(&domains)?.iter().filter(|d| is_guest(d)).map(|d| number(d, "overhead_kib")).sum();
-    Ok(vec![
-        Row::new("memory of the system without guests", system, "KiB").beside("Xen with dom0 1616896"),
-        Row::new("memory per guest beside its own 256 MiB", guest, "KiB").beside("Xen 2048 and processes"),
-    ])
-}
-
-/// Programs without symbols and debug information.
-fn sizes(session: &Session) -> Result<Vec<Row>, Error> {
-    let kernel = &session.config.kernel;
-    let bytes = std::fs::read(kernel).map_err(Error::path(kernel))?;
-    let stripped = elf::shorten("kernel", &bytes).map_err(image_builder::Error::from)?;
-    let mut rows = vec![Row::new("kernel", stripped.len() as u64, "bytes").beside("NOVA 90000, seL4 120408")];
-    let bundle = session.bundle();
-    let bytes = std::fs::read(&bundle).map_err(Error::path(&bundle))?;
-    let layout = image_builder::bundle::read(&bytes)?;
-    let init: u64 = layout.segments.iter().map(|(_, _, file_len, _, _)| *file_len).sum();
-    rows.push(Row::new("init", init, "bytes"));
-    rows.extend(layout.entries.iter().filter_map(|entry| {
-        let name = entry.name.strip_prefix("services/")?;
-        Some(Row::new(name, entry.len, "bytes"))
-    }));
-    Ok(rows)
+    Ok(vec![Figure::new("memory-system", system), Figure::new("memory-per-guest", guest)])
 }
 
 #[cfg(test)]
@@ -222,10 +198,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_creation_is_read_from_the_log_and_missing_stamps_are_an_error() {
+    fn the_stamps_are_read_from_the_log_and_missing_stamps_are_an_error() {
         let log = "[    0.032866] init: all services are ready; x\n[    1.084956] debian: the guest starts at 0x1\n";
-        assert_eq!(creation(log).unwrap(), 1_052_090);
-        assert!(creation("[    0.032866] init: all services are ready").is_err());
+        assert_eq!(Stamps::read(log).unwrap(), Stamps { services: 32_866, guest: 1_084_956 });
+        assert!(Stamps::read("[    0.032866] init: all services are ready").is_err());
     }
 
     #[test]

@@ -3,39 +3,36 @@
 use std::path::Path;
 
 use crate::Error;
-use crate::bench::report::Row;
+use crate::bench::report::Figure;
 
-/// The parts and their folders.
+/// The figures and their folders.
 const PARTS: [(&str, &str); 13] = [
-    ("kernel", "kernel/src"),
-    ("proto (interfaces)", "proto/src"),
-    ("rt (runtime of the domains)", "services/rt/src"),
-    ("init", "services/init/src"),
-    ("console", "services/console/src"),
-    ("xenstore", "services/xenstore/src"),
-    ("toolstack", "services/toolstack/src"),
-    ("vmm", "services/vmm/src"),
-    ("blkback", "driver-domains/blkback/src"),
-    ("netback", "driver-domains/netback/src"),
-    ("virtio", "driver-domains/virtio/src"),
-    ("image-builder (host)", "image-builder/src"),
-    ("qemu-runner (host)", "qemu-runner/src"),
+    ("lines-kernel", "kernel/src"),
+    ("lines-proto", "proto/src"),
+    ("lines-rt", "services/rt/src"),
+    ("lines-init", "services/init/src"),
+    ("lines-console", "services/console/src"),
+    ("lines-xenstore", "services/xenstore/src"),
+    ("lines-toolstack", "services/toolstack/src"),
+    ("lines-vmm", "services/vmm/src"),
+    ("lines-blkback", "driver-domains/blkback/src"),
+    ("lines-netback", "driver-domains/netback/src"),
+    ("lines-virtio", "driver-domains/virtio/src"),
+    ("lines-image-builder", "image-builder/src"),
+    ("lines-qemu-runner", "qemu-runner/src"),
 ];
 
 /// Names of files that only tests use.
 const TEST_FILES: [&str; 6] =
     ["tests.rs", "testing.rs", "fake.rs", "host.rs", "syscall_tests.rs", "ring_model.rs"];
 
-/// A row for each part.
+/// A figure for each part.
 ///
 /// # Errors
 /// The sources cannot be read.
-pub fn rows() -> Result<Vec<Row>, Error> {
+pub fn measure() -> Result<Vec<Figure>, Error> {
     let root = image_builder::machine::workspace_root();
-    let part = |(name, folder): (&str, &str)| {
-        let lines = count(&root.join(folder))?;
-        Ok(Row::new(format!("code of {name}"), lines, "lines"))
-    };
+    let part = |(name, folder)| Ok(Figure::new(name, count(&root.join(folder))?));
     PARTS.into_iter().map(part).collect()
 }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use image_builder::Progress;
-use image_builder::manifest;
 use image_builder::programs::{Origin, Program, VMM};
+use image_builder::{Progress, manifest};
 
 use crate::Error;
+use crate::bench::Setting;
+use crate::bench::goals::{Group, TABLE};
+use crate::bench::report::Figure;
 use crate::guest;
 use crate::plan::ConfigFile;
 use crate::session::{Request, Session};
@@ -71,22 +73,39 @@ server = "bench-driver"
 "#;
 
 /// Samples of each path.
-pub const SAMPLES: u64 = 64;
+const SAMPLES: u64 = 64;
 
 /// A path and how often its value occurred among the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Figure {
+struct Path {
     /// Kernel instructions.
-    pub value: u64,
+    value: u64,
     /// Of [`SAMPLES`].
-    pub times: u64,
+    times: u64,
 }
 
-/// Measures every path; by name.
+/// Measures every path.
 ///
 /// # Errors
-/// The machine does not come up, or not in time.
-pub fn measure(timeout: Duration, progress: Progress) -> Result<BTreeMap<String, Figure>, Error> {
+/// The machine does not come up, or not in time, or an instruction does not take one tick.
+pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
+    let Setting { timeout, progress, .. } = setting;
+    let paths = run(timeout, progress)?;
+    if paths.get("calibration").map(|path| path.value) != Some(0) {
+        return Err(Error::Died("an instruction does not take one tick of the TSC".into()));
+    }
+    let figure = |name: &'static str| {
+        let path = paths.get(name).ok_or_else(|| Error::Died(format!("no domain measured {name}")))?;
+        if path.times < SAMPLES / 2 {
+            progress.say(format!("{name}: only {} of {SAMPLES} samples agree", path.times));
+        }
+        Ok(Figure::new(name, path.value))
+    };
+    TABLE.iter().filter(|entry| entry.group == Group::Paths).map(|entry| figure(entry.name)).collect()
+}
+
+/// Boots the bench domains; by name.
+fn run(timeout: Duration, progress: Progress) -> Result<BTreeMap<String, Path>, Error> {
     let files = guest::prepare(progress)?;
     let text =
         format!("name=\"bench-vmm\"\ntype=\"pvh\"\nkernel=\"{}\"\nmemory=64\n", files.kernel.display());
@@ -113,11 +132,11 @@ fn program(name: &str) -> Program {
     Program { name: name.into(), origin, uses: None }
 }
 
-fn parse(text: &str) -> Option<(String, Figure)> {
+fn parse(text: &str) -> Option<(String, Path)> {
     let mut words = text.strip_prefix("figure ")?.split(' ');
     let name = words.next()?.to_owned();
     let value = words.next()?.parse().ok()?;
-    Some((name, Figure { value, times: words.next()?.parse().ok()? }))
+    Some((name, Path { value, times: words.next()?.parse().ok()? }))
 }
 
 #[cfg(test)]
@@ -135,7 +154,7 @@ mod tests {
     #[test]
     fn a_figure_is_a_name_a_value_and_a_count() {
         let parsed = parse("figure null-call 31 64");
-        assert_eq!(parsed, Some(("null-call".into(), Figure { value: 31, times: 64 })));
+        assert_eq!(parsed, Some(("null-call".into(), Path { value: 31, times: 64 })));
         assert_eq!(parse("figure null-call"), None);
         assert_eq!(parse("figures done"), None);
     }

@@ -1,44 +1,143 @@
 //! The table of figures, and the same as JSON.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// A figure.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+use crate::Error;
+use crate::bench::goals::{self, Entry};
+
+/// A measurement: a name of [`goals::TABLE`] and how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figure {
+    /// [`Entry::name`].
+    pub name: &'static str,
+    /// In [`Entry::unit`].
+    pub value: u64,
+}
+
+impl Figure {
+    /// This much of that.
+    pub fn new(name: &'static str, value: u64) -> Self {
+        Self { name, value }
+    }
+}
+
+/// A figure with what it is held against, as it is written to a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
-    /// What was measured.
+    /// Unique.
     pub name: String,
     /// How much.
     pub value: u64,
     /// Of what.
-    pub unit: &'static str,
-    /// What others need for it, measured the same way.
-    pub peer: Option<String>,
+    pub unit: String,
+    /// What the design aims at.
+    pub goal: Option<u64>,
+    /// What the best peer needs, counted the same way.
+    pub peer: Option<u64>,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+    /// What the test of the promises accepts at worst.
+    #[serde(default)]
+    pub promise: Option<u64>,
+    /// Who the best peer is.
+    #[serde(default)]
+    pub peer_name: Option<String>,
+    /// Name of its group.
+    #[serde(default)]
+    pub group: String,
+    /// What was measured.
+    #[serde(default)]
+    pub what: String,
 }
 
 impl Row {
-    /// A figure without a peer.
-    pub fn new(name: impl Into<String>, value: u64, unit: &'static str) -> Self {
-        Self { name: name.into(), value, unit, peer: None }
+    /// A measurement beside what is known about it.
+    ///
+    /// # Errors
+    /// Nothing is known about it: a mistake in the bench.
+    pub fn of(figure: Figure) -> Result<Self, Error> {
+        let entry = goals::entry(figure.name)
+            .ok_or_else(|| Error::Died(format!("{} was measured and is not in the table", figure.name)))?;
+        Ok(Self {
+            name: entry.name.into(),
+            value: figure.value,
+            unit: entry.unit.into(),
+            goal: entry.goal,
+            peer: entry.peer.map(|(value, _)| value),
+            higher_is_better: entry.higher_is_better,
+            promise: entry.promise,
+            peer_name: entry.peer.map(|(_, name)| name.into()),
+            group: entry.group.name().into(),
+            what: entry.what.into(),
+        })
     }
 
-    /// With what others need.
-    pub fn beside(mut self, peer: &str) -> Self {
-        self.peer = Some(peer.to_owned()).filter(|peer| !peer.is_empty());
-        self
+    /// Whether the goal is met, if there is one.
+    pub fn meets_goal(&self) -> Option<bool> {
+        self.goal.map(|goal| self.is_within(goal))
+    }
+
+    /// Whether the promise is broken.
+    pub fn breaks_promise(&self) -> bool {
+        self.promise.is_some_and(|limit| !self.is_within(limit))
+    }
+
+    fn is_within(&self, limit: u64) -> bool {
+        if self.higher_is_better { self.value >= limit } else { self.value <= limit }
     }
 }
 
-/// The table for people; rows whose unit changes begin a new block.
+/// Sorts rows as the table of figures has them.
+pub fn sort(rows: &mut [Row]) {
+    let place = |row: &Row| goals::TABLE.iter().position(|entry: &Entry| entry.name == row.name);
+    rows.sort_by_key(place);
+}
+
+/// A number with a space between groups of three digits.
+pub fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The table for people.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
-    let mut unit = "";
+    let mut group = "";
     for row in rows {
-        if row.unit != unit {
-            unit = row.unit;
-            text.push_str(&format!("\n{:>14}\n", unit));
+        if row.group != group {
+            group = &row.group;
+            text.push_str(&format!(
+                "\n{group:<22}{:>15} {:<13}{:>27}{:>7}{:>15}  \n",
+                "figure", "", "best peer", "ratio", "goal"
+            ));
         }
-        let peer = row.peer.as_deref().map(|peer| format!("  [{peer}]")).unwrap_or_default();
-        text.push_str(&format!("{:>14}  {}{peer}\n", row.value, row.name));
+        let peer = match (row.peer, &row.peer_name) {
+            (Some(peer), Some(name)) => format!("{name} {}", grouped(peer)),
+            _ => String::new(),
+        };
+        let ratio = row.peer.map_or(String::new(), |peer| format!("{:.2}", row.value as f64 / peer as f64));
+        let goal = row.goal.map_or(String::new(), grouped);
+        let met = match row.meets_goal() {
+            Some(true) => "met",
+            Some(false) => "MISSED",
+            None => "",
+        };
+        let line = format!(
+            "  {:<20}{:>15} {:<13}{peer:>27}{ratio:>7}{goal:>15}  {met:<7} {}",
+            row.name,
+            grouped(row.value),
+            row.unit,
+            row.what
+        );
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
     text
 }
@@ -48,14 +147,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_names_a_unit_once() {
-        let rows = [
-            Row::new("a", 1, "bytes"),
-            Row::new("b", 20, "bytes").beside("NOVA 30"),
-            Row::new("c", 3, "lines").beside(""),
-        ];
-        let expected = "\n         bytes\n             1  a\n            20  b  [NOVA 30]\n\
-                        \n         lines\n             3  c\n";
-        assert_eq!(table(&rows), expected);
+    fn a_row_says_whether_goal_and_promise_hold() {
+        let row = Row::of(Figure::new("round-trip", 248)).unwrap();
+        assert_eq!((row.goal, row.peer, row.meets_goal()), (Some(220), Some(275), Some(false)));
+        assert!(!row.breaks_promise());
+        assert!(Row::of(Figure::new("round-trip", 276)).unwrap().breaks_promise());
+        let rate = Row::of(Figure::new("tcp-in", 8000)).unwrap();
+        assert_eq!((rate.higher_is_better, rate.meets_goal()), (true, Some(true)));
+        assert!(Row::of(Figure { name: "nothing", value: 1 }).is_err());
+    }
+
+    #[test]
+    fn the_file_has_what_scripts_look_for() {
+        let row = Row::of(Figure::new("tcp-in", 8000)).unwrap();
+        let value = serde_json::to_value(&row).unwrap();
+        for key in ["name", "value", "unit", "goal", "peer", "higher_is_better"] {
+            assert!(value.get(key).is_some(), "{key}");
+        }
+        assert_eq!(serde_json::from_value::<Row>(value).unwrap(), row);
+    }
+
+    #[test]
+    fn the_table_has_a_line_per_figure_below_its_group() {
+        let rows = ["null-call", "guest-cpuid"].map(|name| Row::of(Figure::new(name, 1_040)).unwrap());
+        let text = table(&rows);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines[1].contains("1 040") && lines[1].contains("NOVA 51") && lines[1].contains("MISSED"));
+        assert!(lines[1].contains("20.39"), "{text}");
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!([0, 999, 1000, 1_425_000_000].map(grouped), ["0", "999", "1 000", "1 425 000 000"]);
+    }
+
+    #[test]
+    fn rows_are_sorted_as_the_table_is() {
+        let mut rows = ["lines-vmm", "poll", "null-call"].map(|n| Row::of(Figure::new(n, 1)).unwrap());
+        sort(&mut rows);
+        assert_eq!(rows.map(|row| row.name), ["null-call", "poll", "lines-vmm"]);
     }
 }

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use proto::abi::{PAGE_SIZE, Slot, map, rights};
 use proto::boot::{ARENA_BASE, DomainInfo, HEAP_BASE, INFO_BASE, INFO_MAX, STACK_TOP};
 use proto::channel::Region;
+use proto::counters::COUNTERS_BASE;
 use proto::text::Text;
 
 use crate::bundle::{Bundle, File};
@@ -114,6 +115,8 @@ pub struct Domain {
     pub arena: Arena,
     /// Its channels.
     pub channels: Vec<u32>,
+    /// Where init sees its counters; 0: nowhere.
+    pub counters: u64,
     signals_taken: u32,
     entry: u64,
     runs: Vec<Run>,
@@ -135,6 +138,7 @@ impl Domain {
             table: Slots::new(OWN_EVENT + 1, slots),
             arena: Arena::new(ARENA_BASE),
             channels: Vec::new(),
+            counters: 0,
             signals_taken: 0,
             entry: 0,
             runs: Vec::new(),
@@ -214,7 +218,18 @@ impl Domain {
         self.thread = self.object(resources, 1, "make a thread", make)?;
         let own = rights::SIGNAL | rights::WAIT;
         let kernel = &mut resources.kernel;
-        kernel.cap_derive(self.event, domain, OWN_EVENT, u64::MAX, 0, own).step("install the event")
+        kernel.cap_derive(self.event, domain, OWN_EVENT, u64::MAX, 0, own).step("install the event")?;
+        self.map_counters(resources)
+    }
+
+    /// Gives the domain a page for its counters, which init reads through a mapping of its own.
+    fn map_counters<K: Kernel>(&mut self, resources: &mut Resources<K>) -> Result<(), BuildError> {
+        let index = self.map_new(resources, 1, COUNTERS_BASE, map::READ | map::WRITE, &[])?;
+        let (owned, first) = self.run(index).map_or((0, 0), |run| (run.slot, run.first));
+        let view = resources.derive(owned, 0, 1, rights::READ)?;
+        self.keep_cap(view);
+        self.counters = resources.arena.take(PAGE_SIZE);
+        resources.map_own(view, (first, 1), self.counters, map::READ)
     }
 
     /// Gives the domain zeroed memory of its own with `pieces` in it. The run's place in [`Self::run`].
@@ -334,7 +349,7 @@ impl Domain {
         }
         let pages = |kib: u64| (kib * 1024).div_ceil(PAGE_SIZE).max(1);
         let (stack, heap) = (pages(stack_kib), pages(heap_kib));
-        let room = (STACK_TOP - INFO_BASE - INFO_MAX) / PAGE_SIZE;
+        let room = (STACK_TOP - COUNTERS_BASE) / PAGE_SIZE;
         if stack > room - 2 || heap > (ARENA_BASE - HEAP_BASE) / PAGE_SIZE {
             return Err(BuildError::Request(format!("{program}: the stack or heap is absurdly large")));
         }
@@ -417,6 +432,9 @@ impl Domain {
         }
         for cap in self.caps {
             resources.delete(cap);
+        }
+        if self.counters != 0 {
+            resources.arena.give(self.counters, PAGE_SIZE);
         }
         let tables = self.space.donated.into_iter().chain(self.vm.into_iter().flat_map(|vm| vm.donated));
         for run in tables {

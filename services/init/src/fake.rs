@@ -36,7 +36,11 @@ enum Type {
     Vcpu,
     Ports,
     Irq,
+    Log,
 }
+
+/// Where a run is "mapped" that is the kernel's trace.
+const TRACE: u32 = u32::MAX;
 
 #[derive(Debug, Clone)]
 struct Cap {
@@ -109,6 +113,7 @@ impl FakeKernel {
             (slots::DOMAIN, Thing::Object(Type::Domain, 0)),
             (slots::THREAD, Thing::Object(Type::Thread, 0)),
             (slots::EVENT, Thing::Object(Type::Event, 0)),
+            (slots::LOG, Thing::Object(Type::Log, TRACE)),
             (slots::IO_PORTS, Thing::Range(Type::Ports, 0, 65536)),
             (slots::IRQS, Thing::Range(Type::Irq, 0, 184)),
         ] {
@@ -160,6 +165,41 @@ impl FakeKernel {
         let (at, first, _) = found.expect("init touched memory that is not mapped");
         let start = ((first - self.memory.0) * 4096 + address - at) as usize;
         &mut self.memory.1[start..start + len]
+    }
+
+    /// A domain writes to memory that it has.
+    pub fn write_frame(&mut self, frame: u64, offset: usize, bytes: &[u8]) {
+        self.page(frame).unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The kernel writes a record of its trace, if it has one; the kind is the record's number.
+    pub fn record(&mut self) {
+        let Some((_, first, count)) = self.mappings(TRACE).pop() else { return };
+        let capacity = (count - 1) * 128;
+        let written = u64::from_le_bytes(self.page(first).unwrap()[16..24].try_into().unwrap());
+        let at = written % capacity;
+        let record = &mut self.page(first + 1 + at / 128).unwrap()[(at % 128 * 32) as usize..][..32];
+        record[..8].copy_from_slice(&(1000 + written).to_le_bytes());
+        record[8..16].copy_from_slice(&(written & 0xffff | 7 << 32).to_le_bytes());
+        record[16..].fill(0);
+        self.page(first).unwrap()[16..24].copy_from_slice(&(written + 1).to_le_bytes());
+    }
+
+    /// Starts the trace.
+    fn begin_trace(&mut self, src: Slot) -> Result<(), Error> {
+        let (first, count) = match self.cap((0, src))?.thing {
+            Thing::Frames { first, count, is_owned: true, is_device: false } => (first, count),
+            _ => return Err(Error::BadArgument),
+        };
+        if !self.mappings(TRACE).is_empty() {
+            return Err(Error::Busy);
+        }
+        self.caps.get_mut(&(0, src)).unwrap().mapped = Some((TRACE, 0));
+        let header = self.page(first).unwrap();
+        header[..8].copy_from_slice(&proto::abi::trace::MAGIC.to_le_bytes());
+        header[8..16].copy_from_slice(&((count - 1) * 128).to_le_bytes());
+        header[16..24].fill(0);
+        Ok(())
     }
 
     fn step(&mut self) -> Result<(), Error> {
@@ -240,6 +280,7 @@ impl FakeKernel {
         let (mapped, thing) = (cap.mapped.take(), cap.thing.clone());
         if let (Some((space, _)), Thing::Frames { first, count, is_device: false, .. }) = (mapped, thing)
             && space != 0
+            && space != TRACE
         {
             self.soil(first, count);
         }
@@ -430,6 +471,9 @@ impl Kernel for FakeKernel {
 
     fn cap_map(&mut self, src: Slot, space: Slot, address: u64, flags: u64) -> Result<(), Error> {
         self.step()?;
+        if self.number(space, Type::Log).is_ok() {
+            return self.begin_trace(src);
+        }
         let number = self.space(space)?;
         let cap = self.cap((0, src))?.clone();
         if cap.mapped.is_some() {
@@ -492,6 +536,10 @@ impl Kernel for FakeKernel {
         if !bytes.is_empty() {
             self.slice(address, bytes.len()).copy_from_slice(bytes);
         }
+    }
+
+    fn read(&mut self, address: u64, out: &mut [u8]) {
+        out.copy_from_slice(self.slice(address, out.len()));
     }
 
     fn write_register(&mut self, address: u64, value: u32) {
@@ -558,6 +606,7 @@ pub fn manifest() -> Manifest {
         client: Text::truncated(client),
         server: Text::truncated(server),
         target: Text::new(),
+        mac: [0; 6],
     };
     Manifest {
         services: list(services),

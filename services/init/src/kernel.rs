@@ -38,6 +38,8 @@ pub trait Kernel {
     fn zero(&mut self, address: u64, len: u64);
     /// Copies bytes to RAM that is mapped writable in init at `address`.
     fn copy(&mut self, address: u64, bytes: &[u8]);
+    /// Copies bytes out of RAM that is mapped in init at `address`; others may write it meanwhile.
+    fn read(&mut self, address: u64, out: &mut [u8]);
     /// Writes a device register that is mapped in init at `address`.
     fn write_register(&mut self, address: u64, value: u32);
     /// Time stamp counter.

@@ -29,6 +29,7 @@ pub mod space;
 pub mod stat;
 pub mod supervise;
 pub mod system;
+pub mod trace;
 pub mod wiring;
 
 #[cfg(test)]

@@ -50,7 +50,8 @@ pub enum Operation {
     },
 }
 
-fn refused(reason: &str) -> Response {
+/// An answer that refuses, for this reason.
+pub fn refused(reason: &str) -> Response {
     Response::Refused { reason: Text::truncated(reason) }
 }
 
@@ -77,6 +78,31 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             }
             Request::Machine => {
                 let answer = Response::Machine(self.machine_stat());
+                self.answer(answer);
+            }
+            Request::Counters { domid } => {
+                let answer = self.counters(domid);
+                self.answer(answer);
+            }
+            Request::TraceStart { kib } => {
+                let answer = match self.start_trace(kib) {
+                    Ok(()) => Response::Trace(self.trace_stat()),
+                    Err(error) => refused(&format!("{error}")),
+                };
+                self.answer(answer);
+            }
+            Request::TraceStop => {
+                self.stop_trace();
+                let answer = Response::Trace(self.trace_stat());
+                self.answer(answer);
+            }
+            Request::TraceDrop => {
+                self.drop_trace();
+                let answer = Response::Trace(self.trace_stat());
+                self.answer(answer);
+            }
+            Request::TraceRead { from } => {
+                let answer = self.read_trace(from);
                 self.answer(answer);
             }
             Request::PowerOff { status } => self.outputs.push_back(Output::PowerOff(status)),

@@ -7,7 +7,8 @@
 use alloc::format;
 
 use proto::abi::{PAGE_SIZE, Slot, init_slots, map, rights};
-use proto::boot::{ARENA_BASE, INIT_SLOTS};
+use proto::boot::{ARENA_BASE, INFO_BASE, INIT_SLOTS};
+use proto::counters::COUNTERS_BASE;
 
 use crate::domain::Arena;
 use crate::error::{BuildError, Step};
@@ -159,6 +160,18 @@ impl<K: Kernel> Resources<K> {
         let result = self.map(&mut own, cap, range, address, flags);
         self.own = own;
         result
+    }
+
+    /// Makes init's own page of counters; before it opens a channel.
+    ///
+    /// # Errors
+    /// No memory, no slot, or the kernel's.
+    pub fn map_own_counters(&mut self) -> Result<Run, BuildError> {
+        // The kernel made the tables there, for the start information beside it.
+        let _made_by_the_kernel = self.own.tables.map(INFO_BASE, 1, 1);
+        let run = self.take_filled(1, 1, &[])?;
+        self.map_own(run.slot, (run.first, 1), COUNTERS_BASE, map::READ | map::WRITE)?;
+        Ok(run)
     }
 
     /// Fills a run that nobody has yet with zeros, and with `pieces` (offset in bytes, content).

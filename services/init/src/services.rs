@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use proto::boot::DomainInfo;
 use proto::channel::{ChannelKind, Region};
-use proto::manifest::{Manifest, Service};
+use proto::manifest::{Manifest, Service, is_station};
 use proto::text::List;
 
 use crate::devices;
@@ -59,6 +59,18 @@ pub fn check(manifest: &Manifest) -> Result<(), String> {
         }
         if (&*wire.server == ROOT_NAME) != (wire.kind == ChannelKind::Builder) || &*wire.client == ROOT_NAME {
             return Err(format!("{:?} cannot be joined to init as it is", wire.client));
+        }
+        if wire.kind == ChannelKind::Net {
+            if !is_station(wire.mac) {
+                return Err(format!(
+                    "the net channel of {:?} has no MAC address of an interface",
+                    wire.client
+                ));
+            }
+            let others = manifest.channels.iter().filter(|w| w.kind == ChannelKind::Net && w.mac == wire.mac);
+            if others.count() > 1 {
+                return Err(format!("the MAC address of {:?} is another interface's, too", wire.client));
+            }
         }
     }
     Ok(())
@@ -184,6 +196,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         for wire in manifest.channels.iter() {
             let mut channel = Wire::new(wire.kind, number(&wire.client), number(&wire.server));
             channel.target = wire.target.clone();
+            channel.mac = wire.mac;
             if wire.kind == ChannelKind::Builder {
                 channel.b.1 = crate::system::BUILDER_SIGNAL;
                 self.toolstack = Some(channel.a.0);
@@ -321,12 +334,31 @@ mod tests {
             let mut bad = manifest();
             let target = Text::new();
             let (client, server) = (Text::truncated(client), Text::truncated(server));
-            bad.channels.push(ManifestWire { kind, client, server, target }).unwrap();
+            bad.channels.push(ManifestWire { kind, client, server, target, mac: [0; 6] }).unwrap();
             check(&bad).unwrap_err()
         };
         assert!(wire(ChannelKind::Blk, "a", "console").contains("joins"));
         assert!(wire(ChannelKind::Blk, "console", "console").contains("joins"));
         assert!(wire(ChannelKind::Blk, "console", "init").contains("cannot be joined"));
         assert!(wire(ChannelKind::Builder, "toolstack", "console").contains("cannot be joined"));
+    }
+
+    #[test]
+    fn the_interfaces_of_services_have_addresses_of_their_own() {
+        let with = |macs: &[[u8; 6]]| {
+            let mut manifest = manifest();
+            for mac in macs {
+                let (client, server) = (Text::truncated("toolstack"), Text::truncated("netback"));
+                let (kind, target) = (ChannelKind::Net, Text::new());
+                manifest.channels.push(ManifestWire { kind, client, server, target, mac: *mac }).unwrap();
+            }
+            check(&manifest)
+        };
+        let (one, two) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        assert_eq!(with(&[one, two]), Ok(()));
+        assert!(with(&[one, two, one]).unwrap_err().contains("is another interface's"));
+        for bad in [[0; 6], [0xff; 6], [3, 0, 0, 0, 0, 1]] {
+            assert!(with(&[bad]).unwrap_err().contains("no MAC address"));
+        }
     }
 }

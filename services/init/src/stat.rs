@@ -1,11 +1,16 @@
-//! Facts about domains and the machine, for `xl list` and `xl info`.
+//! Facts about domains and the machine, for `xl list`, `xl info`, `xl top` and `xl counters`.
+
+use alloc::format;
 
 use proto::abi::{Field, PAGE_SIZE, SystemField, ThreadState};
 use proto::boot::{INIT_HEAP, INIT_STACK};
-use proto::builder::{DomainStat, DomainState, MachineStat, Response};
+use proto::builder::{Activity, DomainStat, DomainState, MachineStat, Response};
+use proto::counters;
+use proto::text::List;
 
 use crate::domain::{Domain, Kind, ServiceState};
 use crate::kernel::Kernel;
+use crate::operation::refused;
 use crate::pci::ConfigSpace;
 use crate::system::System;
 
@@ -19,9 +24,20 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let Some(domain) = domid.and_then(|domid| self.domains.get(&domid)) else {
             return Response::NoDomain;
         };
-        let kernel = &mut self.resources.kernel;
-        let ticks = kernel.cap_read(domain.thread, Field::CpuTime).unwrap_or(0);
-        let state = kernel.cap_read(domain.thread, Field::ThreadState).unwrap_or(0);
+        let (thread, kernel) = (domain.thread, &mut self.resources.kernel);
+        let mut read = |field| kernel.cap_read(thread, field).unwrap_or(0);
+        let ticks = read(Field::CpuTime);
+        let state = read(Field::ThreadState);
+        let activity = Activity {
+            thread: read(Field::ThreadId) as u32,
+            time_ns: nanoseconds(ticks, self.tsc_khz),
+            dispatches: read(Field::Dispatches),
+            signals_sent: read(Field::SignalsSent),
+            wake_ups: read(Field::WakeUps),
+            interrupts: read(Field::Interrupts),
+            vcpu_exits: read(Field::VcpuExits),
+            vcpu_kernel_exits: read(Field::VcpuKernelExits),
+        };
         // Channels count for side A: a guest's are all part of what it costs but the toolstack's.
         let own = |id: &&u32| self.channels.get(id).is_some_and(|channel| channel.b.peer == domain.domid);
         let own = domain.channels.iter().filter(own).filter_map(|id| self.channels.get(id));
@@ -43,9 +59,24 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             overhead_kib: overhead * FRAME_KIB,
             vcpus,
             state: state_of(domain, state),
-            time_us: (u128::from(ticks) * 1000 / u128::from(self.tsc_khz)) as u64,
+            time_us: activity.time_ns / 1000,
+            activity,
         };
         Response::Domain { index, stat }
+    }
+
+    /// A domain's counters, as they are at this moment.
+    pub fn counters(&mut self, domid: u32) -> Response {
+        let Some(domain) = self.domains.get(&domid).filter(|domain| domain.counters != 0) else {
+            return refused(&format!("there is no domain {domid}"));
+        };
+        let mut page = [0; counters::COUNT * 8];
+        self.resources.kernel.read(domain.counters, &mut page);
+        let mut values = List::new();
+        for value in page.as_chunks().0 {
+            let _fits = values.push(u64::from_le_bytes(*value));
+        }
+        Response::Counters { domid, values }
     }
 
     /// Facts about the machine.
@@ -53,6 +84,9 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let kernel = &mut self.resources.kernel;
         let total = kernel.system_info(SystemField::TotalFrames).unwrap_or(0);
         let cpus = kernel.system_info(SystemField::Cpus).unwrap_or(1);
+        let idle = kernel.system_info(SystemField::IdleTime).unwrap_or(0);
+        let context_switches = kernel.system_info(SystemField::ContextSwitches).unwrap_or(0);
+        let interrupts = kernel.system_info(SystemField::Interrupts).unwrap_or(0);
         let ticks = kernel.tsc().saturating_sub(self.boot_tsc);
         MachineStat {
             total_kib: total * FRAME_KIB,
@@ -61,9 +95,17 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             bundle_kib: self.bundle.frames() * FRAME_KIB,
             cpus: cpus as u32,
             tsc_khz: self.tsc_khz,
-            uptime_us: (u128::from(ticks) * 1000 / u128::from(self.tsc_khz)) as u64,
+            uptime_us: nanoseconds(ticks, self.tsc_khz) / 1000,
+            idle_us: nanoseconds(idle, self.tsc_khz) / 1000,
+            context_switches,
+            interrupts,
         }
     }
+}
+
+/// What TSC ticks last.
+fn nanoseconds(ticks: u64, tsc_khz: u64) -> u64 {
+    (u128::from(ticks) * 1_000_000 / u128::from(tsc_khz.max(1))) as u64
 }
 
 fn state_of(domain: &Domain, thread: u64) -> DomainState {

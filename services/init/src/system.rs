@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use proto::abi::{Slot, SystemField, init_slots, rights};
 use proto::boot::{DomainInfo, Run as BootRun, run_kind};
 use proto::channel::ChannelInfo;
+use proto::counters::COUNTERS_BASE;
 use proto::manifest::{self, Manifest};
 use proto::text::Text;
 use proto::{builder, supervise};
@@ -25,6 +26,7 @@ use crate::kernel::Kernel;
 use crate::operation::Operation;
 use crate::pci::ConfigSpace;
 use crate::resources::Resources;
+use crate::trace::Trace;
 use crate::wiring::{self, Channel, Domains, Wire};
 
 /// Init's own domain ID.
@@ -116,6 +118,8 @@ pub struct System<K, C> {
     pub kernel_frames: u64,
     /// Frames of RAM that init was given.
     pub given_frames: u64,
+    /// The kernel's trace, if there is one.
+    pub trace: Option<Trace>,
     next_channel: u32,
     next_domid: u32,
 }
@@ -156,6 +160,9 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let mut root = Domain::new(ROOT, Text::truncated(crate::services::ROOT_NAME), Kind::Root, 0);
         root.event = init_slots::EVENT;
         root.thread = init_slots::THREAD;
+        let counters = resources.map_own_counters().map_err(|error| alloc::format!("{error}"))?;
+        root.keep(counters);
+        root.counters = COUNTERS_BASE;
         let next_domid = manifest.services.len() as u32 + 1;
         Ok(Self {
             resources,
@@ -176,6 +183,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             system_frames: 0,
             kernel_frames: start.kernel_frames,
             given_frames,
+            trace: None,
             next_channel: 1,
             next_domid,
         })

@@ -11,10 +11,11 @@ use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use proto::channel::{ChannelHeader, ChannelInfo, Mismatch, Protocol, Side};
+use proto::counters::{MESSAGES_RECEIVED, MESSAGES_SENT, SIGNALS_SENT, SIGNALS_SUPPRESSED};
 use proto::ring::{Consumer, Full, Producer, RingError};
 use serde_bounds::{Decode, Encode};
 
-use crate::sys;
+use crate::{counters, sys};
 
 /// What `Protocol` already promises of its messages, named for the two generic functions below.
 mod serde_bounds {
@@ -181,16 +182,15 @@ impl<P: Protocol> End<P> {
         let Some(bytes) = message.encode(&mut self.buffer) else {
             return Err(SendError::Ring(RingError::Message));
         };
-        match self.tx.push(bytes).map_err(SendError::Ring)? {
-            Ok(()) => Ok(()),
-            Err(Full) => {
-                // Announce the wait for room; where room appeared meanwhile, use it.
-                if self.tx.prepare_sleep().map_err(SendError::Ring)? {
-                    return Err(SendError::Full);
-                }
-                self.tx.push(bytes).map_err(SendError::Ring)?.map_err(|Full| SendError::Full)
+        if self.tx.push(bytes).map_err(SendError::Ring)? == Err(Full) {
+            // Announce the wait for room; where room appeared meanwhile, use it.
+            if self.tx.prepare_sleep().map_err(SendError::Ring)? {
+                return Err(SendError::Full);
             }
+            self.tx.push(bytes).map_err(SendError::Ring)?.map_err(|Full| SendError::Full)?;
         }
+        counters::inc(MESSAGES_SENT);
+        Ok(())
     }
 
     #[inline]
@@ -202,6 +202,7 @@ impl<P: Protocol> End<P> {
         if !self.rx.pop(&mut self.buffer)? {
             return Ok(None);
         }
+        counters::inc(MESSAGES_RECEIVED);
         M::decode(&self.buffer).map(Some).ok_or(ChannelError::Message)
     }
 
@@ -216,9 +217,14 @@ impl<P: Protocol> End<P> {
 
     #[inline]
     fn flush(&mut self) {
+        let has_sent = self.tx.has_published();
         // Both are asked: each call claims a duty.
         let (has_messages, has_room) = (self.tx.must_notify(), self.rx.must_notify());
+        if has_sent && !has_messages {
+            counters::inc(SIGNALS_SUPPRESSED);
+        }
         if has_messages || has_room {
+            counters::inc(SIGNALS_SENT);
             // A peer that is gone needs no signal; init says so by Detach.
             let _gone = sys::event_signal(self.info.signal);
         }

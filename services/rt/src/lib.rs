@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod channel;
+pub mod counters;
 #[cfg(target_os = "none")]
 mod heap;
 pub mod logger;

@@ -1,4 +1,4 @@
-//! System calls, one function each, in the order of [`proto::abi::Syscall`].
+//! System calls, one function each, in the order of [`proto::abi::Syscall`]; those that count wake-ups last.
 //!
 //! Every wrapper repeats a call that answers [`Error::Restart`]. No system call takes a pointer, so none
 //! can harm the caller's memory through an argument; what may is taking frames away that are in use
@@ -6,6 +6,9 @@
 #![cfg_attr(target_os = "none", expect(unsafe_code, reason = "the system call instruction"))]
 
 use proto::abi::{Error, Field, Slot, Syscall, SystemField};
+use proto::counters::WAKE_UPS;
+
+use crate::counters;
 
 /// Arguments of a call, from `rdi` on.
 type Arguments = [u64; 6];
@@ -100,16 +103,12 @@ syscalls! {
     thread_yield() -> () = ThreadYield;
     /// Sets the signals that the capability carries.
     event_signal(event: Slot) -> () = EventSignal;
-    /// Blocks until a signal is set, then takes all of them.
-    event_wait(event: Slot) -> u64 = EventWait;
     /// Takes the signals that are set, perhaps none.
     event_poll(event: Slot) -> u64 = EventPoll;
     /// [`event_signal`] and [`event_wait`] in one, with a direct switch.
     event_signal_and_wait(signal: Slot, wait: Slot) -> u64 = EventSignalAndWait;
     /// Sets `signals` once the TSC reaches `deadline_tsc`; 0 cancels.
     event_timer(event: Slot, deadline_tsc: u64, signals: u64) -> () = EventTimer;
-    /// Runs the guest until it exits (0) or the event is signalled (the signals).
-    vcpu_run(vcpu: Slot, event: Slot) -> u64 = VcpuRun;
     /// Makes an event out of one donated frame.
     event_create(frames: Slot, dst: Slot) -> () = EventCreate;
     /// Makes a domain with `slots` capability slots.
@@ -156,4 +155,28 @@ syscalls! {
     log_write(log: Slot, bytes: u64, len: u64) -> () = LogWrite;
     /// Resets the machine.
     machine_reset(log: Slot) -> () = MachineReset;
+}
+
+/// Blocks until a signal is set, then takes all of them.
+///
+/// # Errors
+/// What the kernel answers; see [`Error`].
+#[inline]
+pub fn event_wait(event: Slot) -> Result<u64, Error> {
+    let signals = call(Syscall::EventWait, [event as u64, 0, 0, 0, 0, 0])?;
+    counters::inc(WAKE_UPS);
+    Ok(signals)
+}
+
+/// Runs the guest until it exits (0) or the event is signalled (the signals).
+///
+/// # Errors
+/// What the kernel answers; see [`Error`].
+#[inline]
+pub fn vcpu_run(vcpu: Slot, event: Slot) -> Result<u64, Error> {
+    let signals = call(Syscall::VcpuRun, [vcpu as u64, event as u64, 0, 0, 0, 0])?;
+    if signals != 0 {
+        counters::inc(WAKE_UPS);
+    }
+    Ok(signals)
 }

@@ -61,6 +61,10 @@ impl Kernel for SystemCalls {
         let _whole = Shared::from_region(Region { addr: address, len: bytes.len() as u64 }).write(0, bytes);
     }
 
+    fn read(&mut self, address: u64, out: &mut [u8]) {
+        let _whole = Shared::from_region(Region { addr: address, len: out.len() as u64 }).read(0, out);
+    }
+
     fn write_register(&mut self, address: u64, value: u32) {
         let _aligned = MmioRegion::from_region(Region { addr: address, len: 4 }).write_u32(0, value);
     }

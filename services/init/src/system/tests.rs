@@ -9,6 +9,7 @@ use proto::abi::ThreadState;
 use proto::boot::{DomainInfo, INFO_BASE};
 use proto::builder::{DiskSpec, GuestSpec, Request, Response, VifSpec};
 use proto::channel::{ChannelKind, Side};
+use proto::counters::COUNTERS_BASE;
 use proto::guest::RAM_BASE;
 use proto::supervise::{Request as Ask, Response as Say};
 
@@ -26,10 +27,14 @@ const RAM: (u64, u64) = (0x1000, 0x4000);
 const BUNDLE: u64 = 0x8000;
 
 fn boot() -> TestSystem {
+    boot_with(&manifest())
+}
+
+fn boot_with(manifest: &Manifest) -> TestSystem {
     let mut kernel = FakeKernel::new();
     kernel.give_init();
     kernel.give_memory(RAM.0, RAM.1);
-    let (program, manifest) = (good(), postcard::to_allocvec(&manifest()).unwrap());
+    let (program, manifest) = (good(), postcard::to_allocvec(manifest).unwrap());
     let mut bzimage = vec![0; 0x300];
     bzimage[0x202..0x206].copy_from_slice(b"HdrS");
     let files: [(&str, &[u8]); 5] = [
@@ -189,6 +194,23 @@ fn a_service_has_what_the_manifest_names_and_nothing_else() {
     assert!(console.channels.iter().all(|c| c.kind != ChannelKind::Log || c.side == Side::B));
     // The toolstack's file is there, read-only content of the bundle.
     assert_eq!(system.infos[4].file.len, 10);
+}
+
+#[test]
+fn a_service_can_be_a_station_on_the_bridge() {
+    let mac = [2, 0, 0, 0, 0x77, 1];
+    let (kind, target) = (ChannelKind::Net, Text::truncated("xenbr0"));
+    let (client, server) = (Text::truncated("toolstack"), Text::truncated("netback"));
+    let mut manifest = manifest();
+    manifest.channels.push(proto::manifest::Wire { kind, client, server, target, mac }).unwrap();
+    let system = boot_with(&manifest);
+    let end = |index: usize| system.infos[index].channels.iter().find(|c| c.kind == kind).unwrap();
+    let (server, client) = (end(3), end(4));
+    assert_eq!((client.side, server.side), (Side::A, Side::B));
+    assert_eq!((client.mac, server.mac, &*server.target), (mac, mac, "xenbr0"));
+    assert_eq!((client.pool.len, server.pool.len), (proto::net::POOL_SIZE, proto::net::POOL_SIZE));
+    // Only who drives the device learns where the pool is.
+    assert!(client.pool_phys == 0 && server.pool_phys != 0);
 }
 
 #[test]
@@ -507,4 +529,104 @@ fn many_guests_fit_and_init_runs_out_with_a_sentence() {
     }
     // What is not free again are page tables for channels, in the services that keep them.
     assert!(free - system.resources.free.free() < 64);
+}
+
+#[test]
+fn a_domains_counters_are_read_from_its_own_page_and_nobody_elses() {
+    let mut system = ready();
+    let domid = built(&mut system, rich("web"));
+    let number = system.resources.kernel.object(system.domains[&domid].space.slot).unwrap();
+    let page = |s: &TestSystem, number| {
+        let found = s.resources.kernel.mappings(number);
+        found.into_iter().find(|(at, ..)| *at == COUNTERS_BASE).unwrap()
+    };
+    let (view, own) = (system.domains[&domid].counters, page(&system, number));
+    // Init sees the same frame elsewhere.
+    let seen = system.resources.kernel.mappings(0);
+    assert!(seen.contains(&(view, own.1, 1)) && own.2 == 1);
+    let mut asked = |domid| {
+        system.on_builder(Request::Counters { domid });
+        answers(&mut system).pop().unwrap()
+    };
+    let Response::Counters { domid: answered, values } = asked(domid) else { panic!() };
+    assert_eq!((answered, values.len(), values[3]), (domid, proto::counters::COUNT, 0));
+    assert!(matches!(asked(0), Response::Counters { domid: 0, .. }));
+    assert!(matches!(asked(99), Response::Refused { .. }));
+    // What the domain wrote is handed on as it is.
+    system.resources.kernel.write_frame(own.1, 3 * 8, &u64::MAX.to_le_bytes());
+    system.on_builder(Request::Counters { domid });
+    let Some(Response::Counters { values, .. }) = answers(&mut system).pop() else { panic!() };
+    assert_eq!((values[2], values[3]), (0, u64::MAX));
+}
+
+/// Number of the first record, and the numbers that the records themselves carry.
+fn records(system: &mut TestSystem, from: u64) -> (u64, Vec<u64>) {
+    system.on_builder(Request::TraceRead { from });
+    match answers(system).pop() {
+        Some(Response::Records { first, records }) => {
+            assert!(records.iter().all(|r| r.thread == 7 && r.cpu == 0 && u64::from(r.kind) == r.tsc - 1000));
+            (first, records.iter().map(|r| r.tsc - 1000).collect())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_trace_is_started_read_stopped_and_its_memory_comes_back() {
+    let mut system = ready();
+    let ask = |system: &mut TestSystem, request| {
+        system.on_builder(request);
+        answers(system).pop().unwrap()
+    };
+    assert!(matches!(ask(&mut system, Request::TraceRead { from: 0 }), Response::Refused { .. }));
+    for kib in [0, 4, 100 << 10] {
+        assert!(matches!(ask(&mut system, Request::TraceStart { kib }), Response::Refused { .. }));
+    }
+    let warm_up = ask(&mut system, Request::TraceStart { kib: 12 });
+    assert!(matches!(warm_up, Response::Trace(s) if s.is_running && s.capacity == 256 && s.written == 0));
+    ask(&mut system, Request::TraceDrop);
+    let before = holdings(&system);
+    ask(&mut system, Request::TraceStart { kib: 12 });
+    assert_eq!(records(&mut system, 0), (0, vec![]));
+    for _ in 0..100 {
+        system.resources.kernel.record();
+    }
+    assert_eq!(records(&mut system, 0), (0, (0..80).collect()));
+    assert_eq!(records(&mut system, 80), (80, (80..100).collect()));
+    assert_eq!(records(&mut system, 100), (100, vec![]));
+    // The ring went round: the oldest are gone, and the place of the next one is not trusted while it runs.
+    for _ in 100..300 {
+        system.resources.kernel.record();
+    }
+    assert_eq!(records(&mut system, 0), (45, (45..124).collect()));
+    let stopped = ask(&mut system, Request::TraceStop);
+    assert!(matches!(stopped, Response::Trace(s) if !s.is_running && s.written == 300));
+    system.resources.kernel.record();
+    assert_eq!(records(&mut system, 0), (44, (44..124).collect()));
+    // A new one replaces it.
+    let again = ask(&mut system, Request::TraceStart { kib: 8 });
+    assert!(matches!(again, Response::Trace(s) if s.is_running && s.capacity == 128 && s.written == 0));
+    let gone = ask(&mut system, Request::TraceDrop);
+    assert_eq!(gone, Response::Trace(proto::builder::TraceStat::default()));
+    assert_eq!(holdings(&system), before);
+}
+
+#[test]
+fn a_trace_that_cannot_be_started_leaves_nothing_behind() {
+    let mut system = ready();
+    system.on_builder(Request::TraceStart { kib: 12 });
+    system.on_builder(Request::TraceDrop);
+    answers(&mut system);
+    let before = holdings(&system);
+    for calls in 0..100 {
+        system.resources.kernel.calls_left = Some(calls);
+        system.on_builder(Request::TraceStart { kib: 12 });
+        if matches!(answers(&mut system).as_slice(), [Response::Trace(_)]) {
+            assert!(calls > 3);
+            return;
+        }
+        assert!(system.trace.is_none());
+        assert_eq!(holdings(&system), before, "after {calls} calls");
+    }
+    panic!("it never starts");
 }

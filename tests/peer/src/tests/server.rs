@@ -1,0 +1,145 @@
+//! What the server answers.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use smoltcp::socket::tcp::State;
+
+use super::guest::Bench;
+
+fn request(operation: u8, count: u64) -> Vec<u8> {
+    let mut bytes = vec![operation];
+    bytes.extend(count.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn requests_of_every_kind_follow_each_other_on_one_connection() {
+    let mut bench = Bench::new();
+    let client = bench.connect(5001);
+    for count in [3u64, 0, 1_000_000] {
+        bench.write(client, &request(b'T', count));
+        bench.write(client, &vec![7; count as usize]);
+        assert_eq!(bench.read(client, 1), b"k");
+        bench.write(client, &request(b'R', count));
+        assert_eq!(bench.read(client, count as usize).len(), count as usize);
+    }
+    bench.write(client, &request(b'L', 300));
+    let text: Vec<u8> = (0..300u32).map(|n| n as u8).collect();
+    for byte in &text[..20] {
+        bench.write(client, &[*byte]);
+        assert_eq!(bench.read(client, 1), [*byte]);
+    }
+    bench.write(client, &text[20..]);
+    assert_eq!(bench.read(client, 280), text[20..]);
+    // All at once, cut at an odd place.
+    let mut stream = request(b'T', 5);
+    stream.extend(b"12345");
+    stream.extend(request(b'L', 2));
+    stream.extend(b"ab");
+    stream.extend(request(b'R', 0));
+    stream.extend(request(b'T', 0));
+    let (first, second) = stream.split_at(12);
+    bench.write(client, first);
+    bench.write(client, second);
+    assert_eq!(bench.read(client, 4), b"kabk");
+    bench.run();
+    assert_eq!(bench.socket(client).recv_queue(), 0);
+}
+
+#[test]
+fn six_connections_at_once_and_many_one_after_the_other() {
+    let mut bench = Bench::new();
+    for round in 0..5u8 {
+        let clients: Vec<_> = (0..6).map(|_| bench.connect(5001)).collect();
+        for &client in &clients {
+            bench.write(client, &request(b'L', 1000));
+        }
+        for (n, &client) in clients.iter().enumerate() {
+            bench.write(client, &[round * 16 + n as u8]);
+        }
+        for (n, &client) in clients.iter().enumerate() {
+            assert_eq!(bench.read(client, 1), [round * 16 + n as u8]);
+            bench.socket(client).close();
+        }
+        bench.run();
+        bench.run();
+        assert!(clients.iter().all(|client| bench.is_over(*client)));
+    }
+}
+
+#[test]
+fn who_stops_sending_still_gets_what_was_asked_for() {
+    let mut bench = Bench::new();
+    let client = bench.connect(5001);
+    bench.write(client, &request(b'R', 400_000));
+    bench.socket(client).close();
+    assert_eq!(bench.read(client, 400_000).len(), 400_000);
+    bench.run();
+    assert!(bench.is_over(client));
+}
+
+#[test]
+fn a_request_of_no_kind_breaks_the_connection_off() {
+    let mut bench = Bench::new();
+    for _ in 0..20 {
+        let client = bench.connect(5001);
+        bench.write(client, &request(b'X', 1));
+        bench.run();
+        assert_eq!(bench.socket(client).state(), State::Closed);
+    }
+}
+
+#[test]
+fn the_closing_port_accepts_and_closes_again_and_again() {
+    let mut bench = Bench::new();
+    for _ in 0..20 {
+        let client = bench.connect(5003);
+        for _ in 0..5 {
+            bench.run();
+        }
+        assert_eq!(bench.socket(client).state(), State::CloseWait);
+        bench.socket(client).close();
+        bench.run();
+        assert_eq!(bench.socket(client).state(), State::Closed);
+    }
+    let refused = bench.connect(5002);
+    bench.run();
+    assert_eq!(bench.socket(refused).state(), State::Closed);
+}
+
+#[test]
+fn a_guest_that_vanishes_frees_its_connection() {
+    let mut bench = Bench::new();
+    for _ in 0..6 {
+        let client = bench.connect(5001);
+        bench.write(client, &request(b'L', 10));
+        bench.sockets.remove(client);
+        bench.netback.borrow_mut().frames.clear();
+    }
+    // The network swallows all signs of life, and the answers that the guest's stack would give.
+    for _ in 0..40 {
+        bench.now_ns += 5_000_000_000;
+        bench.station.poll(bench.now_ns);
+        bench.netback.borrow_mut().frames.clear();
+    }
+    let client = bench.connect(5001);
+    bench.write(client, &request(b'T', 0));
+    assert_eq!(bench.read(client, 1), b"k");
+}
+
+#[test]
+fn lost_frames_cost_time_but_no_byte() {
+    let mut bench = Bench::new();
+    bench.netback.borrow_mut().loses = Some(11);
+    let client = bench.connect(5001);
+    bench.write(client, &request(b'T', 300_000));
+    bench.write(client, &vec![1; 300_000]);
+    assert_eq!(bench.read(client, 1), b"k");
+    bench.write(client, &request(b'R', 300_000));
+    assert_eq!(bench.read(client, 300_000).len(), 300_000);
+    bench.write(client, &request(b'L', 1000));
+    let text: Vec<u8> = (0..1000u32).map(|n| (n * 7) as u8).collect();
+    bench.write(client, &text);
+    assert_eq!(bench.read(client, 1000), text);
+}
