@@ -252,6 +252,12 @@ impl<'a, I: Index, W: Word> Consumer<'a, I, W> {
             && self.header.producer_sleeping.0.swap(0, Ordering::Relaxed) != 0
     }
 
+    /// Takes an announcement back: the consumer will look again by itself before it waits.
+    #[inline]
+    pub fn stay_awake(&self) {
+        self.header.consumer_sleeping.0.store(0, Ordering::Relaxed);
+    }
+
     /// Announces that the consumer will wait; `true` when it may, `false` when there is work.
     ///
     /// # Errors

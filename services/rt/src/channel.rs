@@ -287,6 +287,13 @@ macro_rules! ends {
                     self.0.flush();
                 }
 
+                /// Takes back that this end waits: no signal is needed until the next [`Self::prepare_sleep`], which
+                /// has to follow.
+                #[inline]
+                pub fn stay_awake(&self) {
+                    self.0.rx.stay_awake();
+                }
+
                 /// Announces that this end will wait; `true` when nothing is left to receive.
                 ///
                 /// # Errors

@@ -31,10 +31,13 @@ const INDIRECT_AT: usize = 28;
 const SEGMENT_LEN: usize = 8;
 
 /// Part of a page, as the ring has it: a grant, the first and the last sector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment(u64);
 
 impl Segment {
+    /// None yet.
+    pub const NONE: Self = Self(0);
+
     /// The page.
     #[inline]
     pub fn grant(self) -> GrantRef {
@@ -194,6 +197,7 @@ pub mod tests {
     //! Ring entries, good and bad.
     use super::*;
     use crate::memory::{Gfn, tests::fake};
+    use alloc::vec::Vec;
     use proptest::prelude::*;
 
     /// An entry as blkfront writes it.
@@ -224,9 +228,13 @@ pub mod tests {
         entry
     }
 
-    fn all(entry: &[u8; LEN], page: Option<&Page>, sectors: u64) -> Result<(Head, Vec<Segment>, u32), Status> {
+    fn all(
+        entry: &[u8; LEN],
+        page: Option<&Page>,
+        sectors: u64,
+    ) -> Result<(Head, Vec<Segment>, u32), Status> {
         let head = parse(entry).1?;
-        let mut out = [Segment::default(); SEGMENTS_MAX];
+        let mut out = [Segment::NONE; SEGMENTS_MAX];
         let (count, len) = head.segments(entry, page, sectors, &mut out)?;
         Ok((head, out[..count].to_vec(), len))
     }

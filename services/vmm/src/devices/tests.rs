@@ -102,7 +102,18 @@ fn a_disk_is_opened_connected_and_described_before_it_says_connected() {
     s.fire();
     s.rounds();
     let keys: Vec<&str> = s.written.iter().filter_map(|(path, _)| path.rsplit('/').next()).collect();
-    assert_eq!(keys, ["state", "sectors", "sector-size", "info", "feature-flush-cache", "state"]);
+    assert_eq!(
+        keys,
+        [
+            "state",
+            "sectors",
+            "sector-size",
+            "info",
+            "feature-flush-cache",
+            "feature-max-indirect-segments",
+            "state"
+        ]
+    );
     assert_eq!((s.last("/info"), s.last("/sectors"), s.last("/state")), (Some("4"), Some("2048"), Some("4")));
     s.front_state = "6";
     s.fire();
