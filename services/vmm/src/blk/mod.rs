@@ -17,7 +17,6 @@ use alloc::vec::Vec;
 
 use proto::blk::{self, Blk, Direction, IN_FLIGHT_MAX, Request, Response};
 use proto::counters;
-use proto::text::Text;
 use rt::channel::{Client, SendError};
 use rt::counters::{add, inc};
 use rt::pool::Pool;
@@ -52,7 +51,7 @@ pub enum Backing {
     /// It can.
     Open(Volume),
     /// It cannot, for a reason.
-    Refused(Text<160>),
+    Refused(blk::Refusal),
 }
 
 /// A request of the guest that has no answer yet.

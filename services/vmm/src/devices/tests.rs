@@ -125,10 +125,13 @@ fn a_disk_is_opened_connected_and_described_before_it_says_connected() {
 #[test]
 fn a_refused_volume_is_told_with_its_reason() {
     let mut s = setup();
-    let reason = proto::text::Text::truncated("no volume of that name");
+    let reason = proto::blk::Refusal::NoVolume;
     s.blk.send(&proto::blk::Response::Refused { reason }).unwrap();
     s.rounds();
-    assert_eq!(s.devices.readiness(), Readiness::Refused("disk 51712: no volume of that name".into()));
+    assert_eq!(
+        s.devices.readiness(),
+        Readiness::Refused("disk 51712: There is no volume of this name.".into())
+    );
 }
 
 #[test]
