@@ -168,6 +168,8 @@ pub enum Response {
     Records {
         /// Number of the first of them; larger than asked for when older ones were overwritten.
         first: u64,
+        /// Records ever written to the ring.
+        written: u64,
         /// In order; none when the trace ends before the number asked for.
         records: List<TraceRecord, RECORDS_MAX>,
     },

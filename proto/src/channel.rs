@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::abi::{PAGE_SIZE, Slot};
-use crate::ring::{CacheLine, RingHeader};
+use crate::ring::{CacheLine, LENGTH, RingHeader};
 use crate::text::Text;
 
 /// A protocol: what may stand in the slots of a channel's two rings.
@@ -31,14 +31,15 @@ pub trait Protocol {
     /// Slots per direction, a power of two.
     const SLOTS: usize;
 
-    /// Bytes of a slot: the largest message, rounded up to a multiple of 8. Decided at compile time, so
-    /// a message always fits.
+    /// Bytes of a slot: the largest message behind its length, rounded up to a multiple of 8. Decided at
+    /// compile time, so a message always fits.
     const SLOT_SIZE: usize = {
         let request = <Self::Request as MaxSize>::POSTCARD_MAX_SIZE;
         let response = <Self::Response as MaxSize>::POSTCARD_MAX_SIZE;
         let largest = if request > response { request } else { response };
         assert!(Self::SLOTS.is_power_of_two());
-        largest.next_multiple_of(8)
+        assert!(largest <= u16::MAX as usize);
+        (LENGTH + largest).next_multiple_of(8)
     };
 
     /// Bytes of a channel, a multiple of the page size.

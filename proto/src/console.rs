@@ -60,17 +60,27 @@ impl Protocol for Operator {
     type Request = OperatorRequest;
     type Response = OperatorResponse;
     const KIND: ChannelKind = ChannelKind::Operator;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const SLOTS: usize = 16;
 }
 
-/// A command line of the operator.
+/// What the operator wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
 pub struct OperatorRequest {
-    /// Chosen by the console; the answers carry it.
+    /// Chosen by the console for each command; the answers carry it.
     pub id: u32,
-    /// For example `xl list`.
-    pub line: Text<512>,
+    /// To run it or to end it.
+    pub order: Order,
+}
+
+/// What is to be done about a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
+pub enum Order {
+    /// A new command line, for example `xl list`.
+    Run(Text<512>),
+    /// The operator gave it up, or pressed a key while it showed pages: one that only shows something ends
+    /// ([`OperatorResponse::Done`]), any other goes on. An unknown one is no error: it may have ended meanwhile.
+    Stop,
 }
 
 /// What the toolstack answers.
@@ -82,6 +92,12 @@ pub enum OperatorResponse {
         id: u32,
         /// Text.
         text: Text<500>,
+    },
+    /// What follows replaces what the command printed so far. From the first page on any key ends it
+    /// ([`Order::Stop`]).
+    Page {
+        /// From the request.
+        id: u32,
     },
     /// The command ended.
     Done {

@@ -13,7 +13,7 @@ pub const VCPUS_MAX: usize = 32;
 /// Where a VMM finds its guest's RAM: guest-physical address 0 is mapped here.
 pub const RAM_BASE: u64 = 0x200_0000_0000;
 /// Frames of the VMM's own that it may map into the guest (shared_info, grant table, rings, ACPI, ...).
-pub const SPECIAL_FRAMES: u64 = 64;
+pub const SPECIAL_FRAMES: u64 = 40;
 /// Slots that a VMM may fill with capabilities that it derives: the first one; they reach to the end of its table.
 pub const FREE_SLOTS: Slot = 64;
 /// Slots of a VMM's capability table.

@@ -3,7 +3,8 @@
 //! Both ends may be hostile to each other. Each end keeps its own index in private memory and reads
 //! only the other's; a distance that cannot be is [`RingError::Index`]. Slots are copied out word by
 //! word (relaxed atomics, so that a peer's concurrent write is a garbled message and not undefined
-//! behaviour) before anything is decoded.
+//! behaviour) before anything is decoded. A slot begins with its message's length, read once and checked,
+//! so that only the message is copied and not the room for the longest one.
 //!
 //! Notification suppression: a consumer that finds the ring empty sets `sleeping`, looks again, and
 //! only then waits. A producer publishes, then takes `sleeping`: if it was set, it must signal. The
@@ -90,6 +91,35 @@ pub enum RingError {
     Message,
 }
 
+/// Bytes of the length in front of a slot's message.
+pub const LENGTH: usize = 2;
+
+/// Whether the peer has to be signalled, asked for both rings of a channel with one fence: the consumer
+/// of `producer` sleeps although something was published, or the producer of `consumer` waits for room
+/// and there is some. Claims the duty, so ask once per batch.
+#[inline]
+pub fn must_notify<I: Index, W: Word>(
+    producer: &mut Producer<'_, I, W>,
+    consumer: &mut Consumer<'_, I, W>,
+) -> bool {
+    let has_published = core::mem::take(&mut producer.has_published);
+    let has_freed = core::mem::take(&mut consumer.has_freed);
+    if !has_published && !has_freed {
+        return false;
+    }
+    I::fence();
+    // Both are asked: each claims a duty.
+    let sleeps = has_published && claim(&producer.header.consumer_sleeping);
+    let waits = has_freed && claim(&consumer.header.producer_sleeping);
+    sleeps | waits
+}
+
+/// Takes the peer's wish for a signal.
+#[inline]
+fn claim<I: Index>(flag: &CacheLine<I>) -> bool {
+    flag.0.load(Ordering::Relaxed) != 0 && flag.0.swap(0, Ordering::Relaxed) != 0
+}
+
 /// The ring has no free slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
@@ -144,22 +174,28 @@ impl<'a, I: Index, W: Word> Producer<'a, I, W> {
         self.slots.checked_sub(used).ok_or(RingError::Index)
     }
 
-    /// Writes one slot (at most a slot's bytes are taken) and publishes it. Call [`Self::must_notify`]
-    /// after the last of a batch.
+    /// Writes one slot and publishes it: the `len` bytes that stand behind [`LENGTH`] bytes at the front of
+    /// `slot`, a private buffer of a slot's size. Call [`Self::must_notify`] after the last of a batch.
     ///
     /// # Errors
-    /// `Ok(Err(Full))` without room; [`RingError::Index`] from a broken consumer.
+    /// `Ok(Err(Full))` without room; [`RingError::Index`] from a broken consumer; [`RingError::Message`]
+    /// when it is longer than a slot.
     #[inline]
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Result<(), Full>, RingError> {
+    pub fn push(&mut self, slot: &mut [[u8; 8]], len: usize) -> Result<Result<(), Full>, RingError> {
         if self.free()? == 0 {
             return Ok(Err(Full));
         }
-        let slot = (self.produced & (self.slots - 1)) as usize * self.words_per_slot;
-        let words = self.words.get(slot..slot + self.words_per_slot).unwrap_or(&[]);
-        for (word, chunk) in words.iter().zip(bytes.chunks(8)) {
-            let mut raw = [0; 8];
-            raw[..chunk.len()].copy_from_slice(chunk);
-            word.set(u64::from_le_bytes(raw));
+        let at = (self.produced & (self.slots - 1)) as usize * self.words_per_slot;
+        let used = (LENGTH + len).div_ceil(8);
+        if used > self.words_per_slot || len > usize::from(u16::MAX) {
+            return Err(RingError::Message);
+        }
+        if let Some([low, high, ..]) = slot.first_mut() {
+            [*low, *high] = (len as u16).to_le_bytes();
+        }
+        let words = self.words.get(at..at + used).unwrap_or(&[]);
+        for (word, bytes) in words.iter().zip(slot.iter()) {
+            word.set(u64::from_le_bytes(*bytes));
         }
         self.produced = self.produced.wrapping_add(1);
         self.header.produced.0.store(self.produced, Ordering::Release);
@@ -181,8 +217,7 @@ impl<'a, I: Index, W: Word> Producer<'a, I, W> {
             return false;
         }
         I::fence();
-        self.header.consumer_sleeping.0.load(Ordering::Relaxed) != 0
-            && self.header.consumer_sleeping.0.swap(0, Ordering::Relaxed) != 0
+        claim(&self.header.consumer_sleeping)
     }
 
     /// Announces that the producer will wait for room; `true` when it may, `false` when there is room.
@@ -219,25 +254,33 @@ impl<'a, I: Index, W: Word> Consumer<'a, I, W> {
         if used > self.slots { Err(RingError::Index) } else { Ok(used) }
     }
 
-    /// Copies the next slot into `out` (at most a slot's bytes) and frees it; `false`: the ring is empty.
+    /// Copies the next message into `out`, behind [`LENGTH`] bytes, and frees its slot; its length, or
+    /// `None`: the ring is empty.
     ///
     /// # Errors
-    /// [`RingError::Index`] from a broken producer.
+    /// [`RingError`] from a broken producer.
     #[inline]
-    pub fn pop(&mut self, out: &mut [u8]) -> Result<bool, RingError> {
+    pub fn pop(&mut self, out: &mut [[u8; 8]]) -> Result<Option<usize>, RingError> {
         if self.available()? == 0 {
-            return Ok(false);
+            return Ok(None);
         }
-        let slot = (self.consumed & (self.slots - 1)) as usize * self.words_per_slot;
-        let words = self.words.get(slot..slot + self.words_per_slot).unwrap_or(&[]);
-        for (word, chunk) in words.iter().zip(out.chunks_mut(8)) {
-            let len = chunk.len();
-            chunk.copy_from_slice(&word.get().to_le_bytes()[..len]);
+        let at = (self.consumed & (self.slots - 1)) as usize * self.words_per_slot;
+        let words = self.words.get(at..at + self.words_per_slot).unwrap_or(&[]);
+        // The length is part of the first word, which is read once.
+        let first = words.first().map_or(0, Word::get);
+        let len = usize::from(first as u16);
+        let used = (LENGTH + len).div_ceil(8);
+        let (Some(words), Some([head, rest @ ..])) = (words.get(1..used), out.get_mut(..used)) else {
+            return Err(RingError::Message);
+        };
+        *head = first.to_le_bytes();
+        for (word, bytes) in words.iter().zip(rest) {
+            *bytes = word.get().to_le_bytes();
         }
         self.consumed = self.consumed.wrapping_add(1);
         self.header.consumed.0.store(self.consumed, Ordering::Release);
         self.has_freed = true;
-        Ok(true)
+        Ok(Some(len))
     }
 
     /// Whether the producer waits for room, and there is some, so that it has to be signalled; ask once per
@@ -248,11 +291,12 @@ impl<'a, I: Index, W: Word> Consumer<'a, I, W> {
             return false;
         }
         I::fence();
-        self.header.producer_sleeping.0.load(Ordering::Relaxed) != 0
-            && self.header.producer_sleeping.0.swap(0, Ordering::Relaxed) != 0
+        claim(&self.header.producer_sleeping)
     }
 
-    /// Takes an announcement back: the consumer will look again by itself before it waits.
+    /// Takes the wish for a signal back, because this end is awake and will look again: the producer then
+    /// saves the signal. [`Self::prepare_sleep`] has to follow before this end sleeps. A signal may come all
+    /// the same.
     #[inline]
     pub fn stay_awake(&self) {
         self.header.consumer_sleeping.0.store(0, Ordering::Relaxed);
@@ -264,7 +308,8 @@ impl<'a, I: Index, W: Word> Consumer<'a, I, W> {
     /// [`RingError::Index`] from a broken producer.
     #[inline]
     pub fn prepare_sleep(&self) -> Result<bool, RingError> {
-        self.header.consumer_sleeping.0.store(1, Ordering::Relaxed);
+        // An exchange, not a store: it follows whatever claim the producer made of an earlier announcement.
+        let _claimed = self.header.consumer_sleeping.0.swap(1, Ordering::Relaxed);
         I::fence();
         if self.available()? > 0 {
             self.header.consumer_sleeping.0.store(0, Ordering::Relaxed);
@@ -288,15 +333,62 @@ mod tests {
         let mut producer = Producer::new(&header, &words, 2);
         let mut consumer = Consumer::new(&header, &words, 2);
         for n in 0..4u8 {
-            assert_eq!(producer.push(&[n; 16]), Ok(Ok(())));
+            assert_eq!(producer.push(&mut [[n; 8]; 2], 14), Ok(Ok(())));
         }
-        assert_eq!(producer.push(&[9; 16]), Ok(Err(Full)));
-        let mut out = [0; 16];
+        assert_eq!(producer.push(&mut [[9; 8]; 2], 14), Ok(Err(Full)));
+        let mut out = [[0; 8]; 2];
         for n in 0..4u8 {
-            assert_eq!(consumer.pop(&mut out), Ok(true));
-            assert_eq!(out, [n; 16]);
+            assert_eq!(consumer.pop(&mut out), Ok(Some(14)));
+            assert_eq!(out.as_flattened()[LENGTH..], [n; 14]);
         }
-        assert_eq!(consumer.pop(&mut out), Ok(false));
+        assert_eq!(consumer.pop(&mut out), Ok(None));
+    }
+
+    #[test]
+    fn only_the_message_is_copied_and_a_length_beyond_the_slot_is_an_error() {
+        let (header, words) = memory();
+        let mut producer = Producer::new(&header, &words, 2);
+        let mut consumer = Consumer::new(&header, &words, 2);
+        assert_eq!(producer.push(&mut [[1; 8]; 2], 6), Ok(Ok(())));
+        assert_eq!((words[1].load(Ordering::Relaxed), words[0].load(Ordering::Relaxed) as u16), (0, 6));
+        let mut out = [[9; 8]; 2];
+        assert_eq!(consumer.pop(&mut out), Ok(Some(6)));
+        assert_eq!(out, [[6, 0, 1, 1, 1, 1, 1, 1], [9; 8]]);
+        for len in [15, 0xffff, 0x1_0000, 0x1_0006] {
+            assert_eq!(producer.push(&mut [[1; 8]; 2], len), Err(RingError::Message), "{len}");
+        }
+        for len in [15, 0xffff] {
+            assert_eq!(producer.push(&mut [[1; 8]; 2], 0), Ok(Ok(())));
+            words[2].store(len, Ordering::Relaxed);
+            assert_eq!(consumer.pop(&mut out), Err(RingError::Message), "{len}");
+        }
+    }
+
+    #[test]
+    fn one_question_claims_the_duties_of_both_rings() {
+        let ((to, words), (from, others)) = (memory(), memory());
+        let mut producer = Producer::new(&to, &words, 2);
+        let mut consumer = Consumer::new(&from, &others, 2);
+        assert!(!must_notify(&mut producer, &mut consumer));
+        let sleeps = |value| {
+            to.consumer_sleeping.0.store(value, Ordering::Relaxed);
+            from.producer_sleeping.0.store(value, Ordering::Relaxed);
+        };
+        sleeps(1);
+        assert!(!must_notify(&mut producer, &mut consumer), "nothing was done");
+        assert_eq!(producer.push(&mut [[0; 8]; 2], 1), Ok(Ok(())));
+        assert!(must_notify(&mut producer, &mut consumer));
+        assert_eq!(
+            (
+                to.consumer_sleeping.0.load(Ordering::Relaxed),
+                from.producer_sleeping.0.load(Ordering::Relaxed)
+            ),
+            (0, 1)
+        );
+        assert_eq!(Producer::new(&from, &others, 2).push(&mut [[0; 8]; 2], 1), Ok(Ok(())));
+        assert_eq!(consumer.pop(&mut [[0; 8]; 2]), Ok(Some(1)));
+        assert!(must_notify(&mut producer, &mut consumer));
+        assert!(!must_notify(&mut producer, &mut consumer));
     }
 
     #[test]
@@ -305,7 +397,7 @@ mod tests {
         let producer = Producer::new(&header, &words, 2);
         let mut consumer = Consumer::new(&header, &words, 2);
         header.produced.0.store(5, Ordering::Relaxed);
-        assert_eq!(consumer.pop(&mut [0; 16]), Err(RingError::Index));
+        assert_eq!(consumer.pop(&mut [[0; 8]; 2]), Err(RingError::Index));
         header.consumed.0.store(1, Ordering::Relaxed);
         assert_eq!(producer.free(), Err(RingError::Index));
     }

@@ -40,11 +40,11 @@ proptest! {
         let words: [AtomicU64; SLOTS * WORDS] = Default::default();
         let mut producer = Producer::new(&header, &words, WORDS);
         let mut consumer = Consumer::new(&header, &words, WORDS);
-        let mut out = [0; WORDS * 8];
+        let mut out = [[0; 8]; WORDS];
         for act in acts {
             match act {
                 Act::Push => {
-                    let _ = producer.push(&[7; WORDS * 8]);
+                    let _ = producer.push(&mut [[7; 8]; WORDS], 29);
                 }
                 Act::Pop => {
                     let _ = consumer.pop(&mut out);

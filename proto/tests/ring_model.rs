@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use loom::sync::atomic::{AtomicU32, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
-use proto::ring::{Consumer, Index, Producer, RingHeader, Word};
+use proto::ring::{Consumer, Index, LENGTH, Producer, RingHeader, Word};
 
 #[derive(Debug)]
 struct LoomIndex(AtomicU32);
@@ -76,21 +76,39 @@ struct Shared {
     producer: Event,
 }
 
-fn exchange(messages: u64, slots: usize) {
+/// Words of a slot: the length with the first bytes of the message, and the rest.
+const WORDS: usize = 2;
+
+fn message(n: u64) -> [[u8; 8]; WORDS] {
+    let mut slot = [[0; 8]; WORDS];
+    slot.as_flattened_mut()[LENGTH..LENGTH + 8].copy_from_slice(&n.to_le_bytes());
+    slot
+}
+
+/// What the consumer does after it has announced its sleep.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    /// It sleeps.
+    Sleeps,
+    /// Something else wakes it once: it takes the announcement back and looks again.
+    StaysAwake,
+}
+
+fn exchange(messages: u64, slots: usize, then: Then) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(move || {
         let shared = Arc::new(Shared {
             header: RingHeader::default(),
-            words: (0..slots).map(|_| LoomWord(AtomicU64::new(0))).collect(),
+            words: (0..slots * WORDS).map(|_| LoomWord(AtomicU64::new(0))).collect(),
             consumer: Event::new(),
             producer: Event::new(),
         });
         let other = shared.clone();
         let producer = thread::spawn(move || {
-            let mut ring = Producer::new(&other.header, &other.words, 1);
+            let mut ring = Producer::new(&other.header, &other.words, WORDS);
             for n in 1..=messages {
-                while ring.push(&n.to_le_bytes()).unwrap().is_err() {
+                while ring.push(&mut message(n), 8).unwrap().is_err() {
                     if ring.prepare_sleep().unwrap() {
                         other.producer.wait();
                     }
@@ -100,18 +118,25 @@ fn exchange(messages: u64, slots: usize) {
                 }
             }
         });
-        let mut ring = Consumer::new(&shared.header, &shared.words, 1);
+        let mut ring = Consumer::new(&shared.header, &shared.words, WORDS);
         let mut expected = 1;
+        let mut then = then;
         while expected <= messages {
-            let mut bytes = [0; 8];
-            if ring.pop(&mut bytes).unwrap() {
-                assert_eq!(u64::from_le_bytes(bytes), expected);
+            let mut slot = [[0; 8]; WORDS];
+            if let Some(len) = ring.pop(&mut slot).unwrap() {
+                assert_eq!(
+                    (len, slot.as_flattened()[LENGTH..].first_chunk()),
+                    (8, Some(&expected.to_le_bytes()))
+                );
                 expected += 1;
                 if ring.must_notify() {
                     shared.producer.signal();
                 }
             } else if ring.prepare_sleep().unwrap() {
-                shared.consumer.wait();
+                match std::mem::replace(&mut then, Then::Sleeps) {
+                    Then::Sleeps => shared.consumer.wait(),
+                    Then::StaysAwake => ring.stay_awake(),
+                }
             }
         }
         producer.join().unwrap();
@@ -120,10 +145,15 @@ fn exchange(messages: u64, slots: usize) {
 
 #[test]
 fn no_wake_up_is_lost_while_the_ring_runs_empty() {
-    exchange(2, 2);
+    exchange(2, 2, Then::Sleeps);
 }
 
 #[test]
 fn no_wake_up_is_lost_while_the_ring_runs_full() {
-    exchange(3, 1);
+    exchange(3, 1, Then::Sleeps);
+}
+
+#[test]
+fn no_wake_up_is_lost_when_the_announcement_is_taken_back() {
+    exchange(2, 2, Then::StaysAwake);
 }

@@ -8,6 +8,7 @@ mod boot;
 pub mod goals;
 mod lines;
 mod paths;
+pub mod plots;
 pub mod report;
 pub mod select;
 mod sizes;
@@ -21,6 +22,7 @@ use crate::Error;
 use crate::cli::BenchArgs;
 use crate::session::{Request, Session};
 use goals::Group;
+use plots::{Moment, Split};
 use report::{Figure, Row};
 use select::Selection;
 
@@ -48,11 +50,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         log: args.log.as_deref(),
         progress: Progress::Shown,
     };
-    let rows = measure(&selection, setting)?;
+    let Measured { rows, boot } = measure(&selection, setting)?;
     print!("{}", report::table(&rows));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::Died(e.to_string()))?;
         std::fs::write(path, text + "\n").map_err(Error::path(path))?;
+    }
+    if let Some(dir) = &args.plots {
+        plots::write(dir, &rows, &splits(&rows), &boot)?;
     }
     let Some(before) = before else { return Ok(()) };
     let changes = baseline::compare(&before, &rows);
@@ -60,17 +65,29 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     baseline::judge(&changes)
 }
 
+/// What a run found out.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// The figures, in the table's order.
+    pub rows: Vec<Row>,
+    /// How the machine with the guest came up, if there was one.
+    pub boot: Vec<Moment>,
+}
+
 /// Measures what was asked for, in the table's order.
 ///
 /// # Errors
 /// A machine does not come up, or not in time, or what it says makes no sense.
-pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Vec<Row>, Error> {
+pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, Error> {
     let mut figures: Vec<Figure> = Vec::new();
+    let mut moments = Vec::new();
     if selection.has_group(Group::Paths) {
         figures.extend(paths::measure(setting)?);
     }
     if selection.has_any(&[Group::Exits, Group::Boot, Group::Memory]) {
-        figures.extend(boot::measure(setting)?);
+        let (measured, boot) = boot::measure(setting)?;
+        figures.extend(measured);
+        moments = boot;
     }
     if selection.has_group(Group::Sizes) {
         let mut request = Request::new(Vec::new());
@@ -83,5 +100,23 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Vec<Row>, 
     let wanted = figures.into_iter().filter(|figure| selection.has(figure.name));
     let mut rows = wanted.map(Row::of).collect::<Result<Vec<Row>, Error>>()?;
     report::sort(&mut rows);
-    Ok(rows)
+    Ok(Measured { rows, boot: moments })
+}
+
+/// What each crossing costs, by part: what the kernel takes stands in the group `paths`, the rest of what the
+/// guest sees is the VMM's.
+fn splits(rows: &[Row]) -> Vec<Split> {
+    let value = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.value);
+    let mut splits = Vec::new();
+    for row in rows.iter().filter(|row| row.group == Group::Paths.name()) {
+        let whole = match row.name.as_str() {
+            "exit-cpuid" => value("guest-cpuid"),
+            "exit-vmmcall" => value("guest-vmmcall"),
+            _ => None,
+        };
+        let mut parts = vec![("kernel", row.value)];
+        parts.extend(whole.map(|whole| ("VMM", whole.saturating_sub(row.value))));
+        splits.push(Split { name: row.name.clone(), parts });
+    }
+    splits
 }

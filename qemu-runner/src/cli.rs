@@ -110,6 +110,9 @@ pub struct BenchArgs {
     /// is exit status 5.
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
+    /// Write pictures of the figures to this folder, as SVG.
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
 }
 
 impl RunArgs {

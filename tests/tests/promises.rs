@@ -16,7 +16,7 @@ fn every_promise_of_the_specification_holds() {
     let selection = must(Selection::parse(&[QUICK]));
     let _slot = slot();
     let setting = Setting { timeout: TIMEOUT, log: None, progress: Progress::Silent };
-    let rows = must(measure(&selection, setting));
+    let rows = must(measure(&selection, setting)).rows;
     let missing: Vec<&str> = selection.names().filter(|name| rows.iter().all(|r| r.name != *name)).collect();
     let broken: Vec<String> = rows
         .iter()

@@ -1,57 +1,30 @@
 //! The bridge: moves frames between vifs and the uplink as the switch says.
 //!
-//! A frame is copied out of the sender's pool once; the copy is checked and sent on. A vif whose peer
-//! breaks the rules is dropped, nothing else happens. Vifs take turns frame by frame.
+//! Only vifs that signalled, or whose frames wait, are served; they take turns. A frame that cannot go on now
+//! stays in its sender's pool, with those behind it, until there is room: the sender's frontend waits then.
+//! The wait is bounded: a receiver that does not empty half of its pool within [`PATIENCE_NS`] loses the
+//! frames for it until it has, and so does a NIC that takes nothing for that long. A vif whose peer breaks
+//! the rules is dropped, nothing else happens.
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::fmt::Write;
 
-use proto::net::{FRAME_MAX, Request, Response};
-use proto::text::Text;
+use proto::net::{Checksum, FRAMES_MAX, Frame, PLAIN_MAX, Refusal, Request, Response, Segments};
 
-use crate::buffers::{Buffers, is_sending};
-use crate::checksum;
-use crate::queue::FairQueue;
-use crate::switch::{PORTS_MAX, Port, PortSet, Switch, UPLINK};
+use crate::header::Header;
+use crate::link::{Gone, Link, Uplink};
+use crate::segment::Plan;
+use crate::switch::{PORTS_MAX, Port, Switch, UPLINK};
 use crate::table::Mac;
+use crate::vif::{Counters, Delivery, PATIENCE_NS, Patience, Pending, Vif};
 
-/// Requests of one vif in one round of [`Bridge::poll`].
-const BATCH: usize = 64;
+/// Requests of one vif in its turn.
+const TURN: usize = 16;
+/// Turns in one round of [`Bridge::poll`].
+const TURNS: usize = 64;
 /// Frames from the uplink in one round.
 const UPLINK_BATCH: usize = 64;
-
-/// The peer broke the rules of the ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone;
-
-/// A vif's channel.
-pub trait Link {
-    /// The next request.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    fn receive(&mut self) -> Result<Option<Request>, Gone>;
-    /// Sends a response.
-    ///
-    /// # Errors
-    /// [`Gone`]: the ring is broken, or full, which no client that keeps to the protocol brings about.
-    fn send(&mut self, response: &Response) -> Result<(), Gone>;
-    /// Copies out of the pool; `false`: outside of it.
-    fn read(&self, offset: u32, out: &mut [u8]) -> bool;
-    /// Copies into the pool; `false`: outside of it.
-    fn write(&self, offset: u32, frame: &[u8]) -> bool;
-}
-
-/// The NIC.
-pub trait Uplink {
-    /// Takes a frame to send; `false`: no room now.
-    fn transmit(&mut self, frame: &[u8]) -> bool;
-    /// Copies the next received frame out: its length.
-    fn receive(&mut self, out: &mut [u8]) -> Option<usize>;
-    /// Tells the device about frames to send and free buffers.
-    fn kick(&mut self);
-}
 
 /// A new vif.
 #[derive(Debug, Clone, Copy)]
@@ -64,77 +37,23 @@ pub struct Attachment<'a> {
     pub mac: Mac,
 }
 
-/// What happened to a vif's frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Frames from the guest that were taken.
-    pub sent: u64,
-    /// Frames from the guest that broke a rule.
-    pub refused: u64,
-    /// Frames for the guest that it was given.
-    pub received: u64,
-    /// Frames for the guest that were dropped because it held all buffers.
-    pub dropped: u64,
-    /// Frames from the guest that were dropped because the uplink was busy.
-    pub dropped_at_uplink: u64,
-}
-
-#[derive(Debug)]
-struct Vif<L> {
-    link: L,
-    id: u32,
-    mac: Mac,
-    is_of_this_bridge: bool,
-    /// Set while it is open.
-    port: Option<Port>,
-    buffers: Buffers,
-    counters: Counters,
-    is_broken: bool,
-}
-
-impl<L: Link> Vif<L> {
-    fn send(&mut self, response: &Response) {
-        if !self.is_broken && self.link.send(response).is_err() {
-            self.break_off();
-        }
-    }
-
-    fn break_off(&mut self) {
-        if !self.is_broken {
-            log::warn!("channel {}: the peer broke the ring's rules and is not served any more", self.id);
-        }
-        self.is_broken = true;
-    }
-
-    /// Gives the guest a frame, or drops it when the guest holds all buffers.
-    fn deliver(&mut self, frame: &[u8], needs_checksum: bool) {
-        if self.is_broken {
-            return;
-        }
-        let Some(offset) = self.buffers.take() else {
-            self.counters.dropped += 1;
-            return;
-        };
-        let len = u16::try_from(frame.len()).unwrap_or(FRAME_MAX);
-        if !self.link.write(offset, frame) {
-            self.break_off();
-            return;
-        }
-        self.counters.received += 1;
-        self.send(&Response::Receive { offset, len, needs_checksum });
-    }
-}
-
 /// The bridge.
 #[derive(Debug)]
 pub struct Bridge<L, U> {
     name: &'static str,
     switch: Switch,
     vifs: Vec<Vif<L>>,
-    uplink: Option<U>,
-    queue: FairQueue,
-    frame: Box<[u8]>,
+    /// Vifs to serve, by index.
+    ready: VecDeque<usize>,
+    /// Vifs to flush, by index.
+    touched: Vec<usize>,
+    /// Vifs whose oldest frame waits.
+    waiting: usize,
+    /// Which of them was tried first the last time.
     turn: usize,
+    uplink: Option<U>,
+    uplink_patience: Patience,
+    frame: Box<[u8]>,
 }
 
 impl<L: Link, U: Uplink> Bridge<L, U> {
@@ -144,8 +63,18 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
         if uplink.is_some() {
             switch.add_uplink();
         }
-        let frame = alloc::vec![0; usize::from(FRAME_MAX)].into_boxed_slice();
-        Self { name, switch, vifs: Vec::new(), uplink, queue: FairQueue::default(), frame, turn: 0 }
+        Self {
+            name,
+            switch,
+            vifs: Vec::new(),
+            ready: VecDeque::new(),
+            touched: Vec::new(),
+            waiting: 0,
+            turn: 0,
+            uplink,
+            uplink_patience: Patience::default(),
+            frame: alloc::vec![0; PLAIN_MAX as usize].into_boxed_slice(),
+        }
     }
 
     /// Takes a channel. What does not fit the bridge is refused when the client opens it.
@@ -161,38 +90,30 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
         if self.vifs.len() >= 4 * PORTS_MAX {
             return Err("There are too many channels.");
         }
-        self.vifs.push(Vif {
-            link,
-            id,
-            mac,
-            is_of_this_bridge: bridge.is_empty() || bridge == self.name,
-            port: None,
-            buffers: Buffers::default(),
-            counters: Counters::default(),
-            is_broken: false,
-        });
+        self.vifs.push(Vif::new(link, id, mac, bridge.is_empty() || bridge == self.name));
+        self.make_ready(self.vifs.len() - 1);
         Ok(())
     }
 
     /// Lets go of a channel: its client and what happened to its frames.
     pub fn detach(&mut self, id: u32) -> Option<(L, Counters)> {
         let index = self.vifs.iter().position(|vif| vif.id == id)?;
+        self.waiting -= usize::from(self.vifs.get(index)?.pending.is_some());
         let vif = self.vifs.remove(index);
         if let Some(port) = vif.port {
-            self.queue.clear(port);
             self.switch.remove(port);
         }
+        // Indices have changed: everyone is looked at once.
+        self.ready.clear();
+        self.touched.clear();
+        for index in 0..self.vifs.len() {
+            self.touched.push(index);
+            self.ready.push_back(index);
+        }
+        for vif in &mut self.vifs {
+            vif.is_ready = true;
+        }
         Some((vif.link, vif.counters))
-    }
-
-    /// The links that are alive, for flushing and for going to sleep.
-    pub fn links(&mut self) -> impl Iterator<Item = &mut L> {
-        self.vifs.iter_mut().filter(|vif| !vif.is_broken).map(|vif| &mut vif.link)
-    }
-
-    /// The NIC.
-    pub fn uplink(&mut self) -> Option<&mut U> {
-        self.uplink.as_mut()
     }
 
     /// What happened to a vif's frames so far.
@@ -200,24 +121,52 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
         self.vifs.iter().find(|vif| vif.id == id).map(|vif| vif.counters)
     }
 
-    /// Drops a channel whose peer broke the rules.
-    pub fn drop_channel(&mut self, id: u32) {
-        if let Some(vif) = self.vifs.iter_mut().find(|vif| vif.id == id) {
-            vif.break_off();
+    /// Whether a frame waits for room, so that it has to be looked at again after [`PATIENCE_NS`].
+    pub fn is_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// These signals came: the vifs that they may be from are served next.
+    #[inline]
+    pub fn signalled(&mut self, signals: u64) {
+        for index in 0..self.vifs.len() {
+            if self.vifs.get(index).is_some_and(|vif| vif.link.signals() & signals != 0) {
+                self.make_ready(index);
+            }
         }
     }
 
-    /// Does what can be done now; `true`: a batch was cut short, so call it again before sleeping.
+    #[inline]
+    fn make_ready(&mut self, index: usize) {
+        if let Some(vif) = self.vifs.get_mut(index).filter(|vif| !vif.is_ready && !vif.is_broken) {
+            vif.is_ready = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    /// Does what can be done now; `true`: a batch was cut short, so call it again before sleeping. Else every
+    /// client signals its next request.
     pub fn poll(&mut self, now_ns: u64) -> bool {
-        self.drain_queue();
-        // The vifs first: they give buffers back, which the frames from the uplink need.
-        let mut has_more = self.receive_from_vifs(now_ns);
+        self.retry(now_ns);
+        let mut has_more = false;
+        for turn in 0.. {
+            let Some(index) = self.ready.pop_front() else { break };
+            self.serve(index, now_ns);
+            if turn == TURNS {
+                has_more = true;
+                break;
+            }
+        }
         has_more |= self.receive_from_uplink(now_ns);
-        self.drain_queue();
         if let Some(uplink) = &mut self.uplink {
             uplink.kick();
         }
-        has_more
+        for index in self.touched.drain(..) {
+            if let Some(vif) = self.vifs.get_mut(index) {
+                vif.flush();
+            }
+        }
+        has_more || !self.ready.is_empty()
     }
 
     fn receive_from_uplink(&mut self, now_ns: u64) -> bool {
@@ -227,43 +176,66 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
             let Some(frame) = self.frame.get(..len) else { continue };
             // What the switch refuses is dropped without a word: there is no one to tell.
             let Ok(targets) = self.switch.forward(UPLINK, frame, now_ns) else { continue };
-            deliver(&mut self.vifs, targets, frame, false);
+            for (index, vif) in self.vifs.iter_mut().enumerate() {
+                if vif.port.is_some_and(|port| targets.contains(port)) {
+                    vif.give(frame, Checksum::Unknown);
+                    self.touched.push(index);
+                }
+            }
         }
         true
     }
 
-    /// One request of each vif in turn, until none has any or the batch is used up.
-    fn receive_from_vifs(&mut self, now_ns: u64) -> bool {
-        let count = self.vifs.len();
-        for _ in 0..BATCH {
-            let mut is_quiet = true;
-            for step in 0..count {
-                is_quiet &= !self.receive_from_vif((self.turn + step) % count, now_ns);
-            }
-            self.turn = (self.turn + 1) % count.max(1);
-            if is_quiet {
-                return false;
+    /// A vif's turn.
+    fn serve(&mut self, index: usize, now_ns: u64) {
+        self.touched.push(index);
+        for _ in 0..TURN {
+            if !self.receive_from_vif(index, now_ns) {
+                let Some(vif) = self.vifs.get_mut(index) else { return };
+                vif.is_ready = false;
+                match vif.link.prepare_sleep() {
+                    _ if vif.is_broken => {}
+                    Ok(true) => {}
+                    Ok(false) => self.make_ready(index),
+                    Err(Gone) => self.break_off(index),
+                }
+                return;
             }
         }
-        count > 0
+        self.ready.push_back(index);
+    }
+
+    fn break_off(&mut self, index: usize) {
+        let Some(vif) = self.vifs.get_mut(index) else { return };
+        self.waiting -= usize::from(vif.pending.is_some());
+        vif.break_off();
     }
 
     /// Handles one request; `false`: there is none.
     fn receive_from_vif(&mut self, index: usize, now_ns: u64) -> bool {
         let Some(vif) = self.vifs.get_mut(index).filter(|vif| !vif.is_broken) else { return false };
         match vif.link.receive() {
-            Ok(Some(Request::Open)) => self.open(index),
-            Ok(Some(Request::Send { offset, len, needs_checksum })) => {
-                self.send(index, offset, len, needs_checksum, now_ns);
-            }
-            Ok(Some(Request::Release { offset })) => {
-                if vif.buffers.release(offset).is_err() {
-                    vif.break_off();
+            Ok(Some(Request::Send(frame))) => {
+                if vif.pending.is_none() {
+                    self.send(index, &frame, now_ns);
+                } else if vif.behind.len() < FRAMES_MAX {
+                    vif.behind.push_back(frame);
+                } else {
+                    self.break_off(index);
                 }
             }
+            Ok(Some(Request::Release { count })) => {
+                vif.release(count);
+                if vif.is_broken {
+                    self.break_off(index);
+                }
+                self.retry(now_ns);
+            }
+            Ok(Some(Request::Open)) => self.open(index),
+            Ok(Some(Request::Accept(offloads))) => vif.offloads = offloads,
             Ok(None) => return false,
             Err(Gone) => {
-                vif.break_off();
+                self.break_off(index);
                 return false;
             }
         }
@@ -272,78 +244,148 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
 
     fn open(&mut self, index: usize) {
         let Some(vif) = self.vifs.get_mut(index) else { return };
-        let mut reason = Text::new();
-        // A sentence that does not fit is cut.
-        if vif.port.is_some() {
-            let _cut = reason.write_str("The channel was opened before.");
+        let opened = if vif.port.is_some() {
+            Err(Refusal::OpenedBefore)
         } else if !vif.is_of_this_bridge {
-            let _cut = write!(reason, "The only bridge is {}.", self.name);
+            Err(Refusal::Bridge)
         } else {
-            match self.switch.add_vif(vif.mac) {
-                Ok(port) => {
-                    vif.port = Some(port);
-                    vif.send(&Response::Opened);
-                    return;
-                }
-                Err(sentence) => {
-                    let _cut = reason.write_str(sentence);
-                }
+            self.switch.add_vif(vif.mac)
+        };
+        match opened {
+            Ok(port) => {
+                vif.port = Some(port);
+                vif.send(&Response::Opened);
+            }
+            Err(refusal) => vif.send(&Response::Refused(refusal)),
+        }
+    }
+
+    /// A frame from a vif that has none waiting.
+    fn send(&mut self, index: usize, frame: &Frame, now_ns: u64) {
+        let checked = self.check(index, frame, now_ns);
+        let Some(vif) = self.vifs.get_mut(index) else { return };
+        let Some(mut pending) = checked else {
+            vif.counters.refused += 1;
+            vif.done_with(frame.len);
+            return;
+        };
+        vif.counters.sent += 1;
+        if self.go_on(index, &mut pending, now_ns) == Delivery::Wait {
+            self.waiting += 1;
+            if let Some(vif) = self.vifs.get_mut(index) {
+                vif.pending = Some(pending);
             }
         }
-        vif.send(&Response::Refused { reason });
     }
 
-    fn send(&mut self, index: usize, offset: u32, len: u16, needs_checksum: bool, now_ns: u64) {
-        let is_accepted = self.try_send(index, offset, len, needs_checksum, now_ns);
-        let Some(vif) = self.vifs.get_mut(index) else { return };
-        if is_accepted {
-            vif.counters.sent += 1;
-        } else {
-            vif.counters.refused += 1;
+    /// `None`: the frame breaks a rule.
+    fn check(&mut self, index: usize, frame: &Frame, now_ns: u64) -> Option<Pending> {
+        let vif = self.vifs.get(index)?;
+        let port = vif.port?;
+        if !frame.is_within(0) {
+            return None;
         }
-        vif.send(&Response::Sent { offset, is_accepted });
+        let header = Header::read(frame.len, |out| vif.link.read(frame.offset, out))?;
+        let plan = match frame.segments {
+            Segments::One => None,
+            _ if frame.checksum != Checksum::Partial => return None,
+            segments => Some(Plan::of(&header, frame.len, segments)?),
+        };
+        let targets = self.switch.forward(port, header.bytes(), now_ns).ok()?;
+        Some(Pending { frame: *frame, header, plan, targets, segment: 0 })
     }
 
-    /// `false`: the frame breaks a rule.
-    fn try_send(&mut self, index: usize, offset: u32, len: u16, needs_checksum: bool, now_ns: u64) -> bool {
-        let Some(vif) = self.vifs.get(index) else { return false };
-        let Some(port) = vif.port.filter(|_| is_sending(offset)) else { return false };
-        let Some(frame) = self.frame.get_mut(..usize::from(len)) else { return false };
-        if !vif.link.read(offset, frame) {
-            return false;
+    /// Brings a frame to where it still has to go.
+    fn go_on(&mut self, index: usize, pending: &mut Pending, now_ns: u64) -> Delivery {
+        // Nobody waits for one of many receivers.
+        let may_wait = pending.targets.is_single();
+        for port in pending.targets.iter() {
+            let delivery = if port == UPLINK {
+                self.send_out(index, pending, now_ns)
+            } else {
+                self.deliver(index, port, pending, now_ns, may_wait)
+            };
+            if delivery == Delivery::Done {
+                pending.targets = pending.targets.without(port);
+            }
         }
-        let Ok(targets) = self.switch.forward(port, frame, now_ns) else { return false };
-        deliver(&mut self.vifs, targets, frame, needs_checksum);
-        if !targets.contains(UPLINK) {
-            return true;
+        if !pending.targets.is_empty() {
+            return Delivery::Wait;
         }
-        if needs_checksum {
-            // What is malformed goes out as the guest made it.
-            let _unchanged = checksum::complete(frame);
+        if let Some(vif) = self.vifs.get_mut(index) {
+            vif.done_with(pending.frame.len);
         }
-        // Behind frames that wait already, so that none overtakes another.
-        let has_room =
-            self.queue.is_empty() && self.uplink.as_mut().is_some_and(|uplink| uplink.transmit(frame));
-        if !has_room
-            && !self.queue.push(port, frame)
-            && let Some(vif) = self.vifs.get_mut(index)
-        {
-            vif.counters.dropped_at_uplink += 1;
-        }
-        true
+        Delivery::Done
     }
 
-    fn drain_queue(&mut self) {
-        if let Some(uplink) = &mut self.uplink {
-            self.queue.drain(|frame| uplink.transmit(frame));
+    fn deliver(&mut self, from: usize, to: Port, pending: &Pending, now_ns: u64, may_wait: bool) -> Delivery {
+        let Some(target) = self.vifs.iter().position(|vif| vif.port == Some(to)) else {
+            return Delivery::Done;
+        };
+        // A frame never goes back to where it came from.
+        let Ok([from, vif]) = self.vifs.get_disjoint_mut([from, target]) else { return Delivery::Done };
+        let delivery = vif.forward(&from.link, pending, now_ns, may_wait, &mut self.frame);
+        if self.touched.last() != Some(&target) {
+            self.touched.push(target);
         }
+        delivery
+    }
+
+    /// Sends a frame, or what is left of its segments, by the uplink.
+    fn send_out(&mut self, index: usize, pending: &mut Pending, now_ns: u64) -> Delivery {
+        let (Some(uplink), Some(vif)) = (&mut self.uplink, self.vifs.get_mut(index)) else {
+            return Delivery::Done;
+        };
+        while pending.segment < pending.plain_count() {
+            let len = pending.plain(pending.segment, &vif.link, &mut self.frame);
+            let frame = len.and_then(|len| self.frame.get(..len)).unwrap_or(&[]);
+            if !frame.is_empty() && !uplink.transmit(frame) {
+                // Perhaps it only has to be told.
+                uplink.kick();
+                if !uplink.transmit(frame) {
+                    let delivery = self.uplink_patience.wait(now_ns);
+                    vif.counters.dropped_at_uplink += u64::from(delivery == Delivery::Done);
+                    return delivery;
+                }
+            }
+            self.uplink_patience.renew();
+            pending.segment += 1;
+        }
+        Delivery::Done
+    }
+
+    /// Tries the frames that wait, and sends the ones behind those that could go.
+    fn retry(&mut self, now_ns: u64) {
+        if self.waiting == 0 {
+            return;
+        }
+        let count = self.vifs.len();
+        self.turn = (self.turn + 1) % count.max(1);
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let Some(mut pending) = self.vifs.get_mut(index).and_then(|vif| vif.pending.take()) else {
+                continue;
+            };
+            self.waiting -= 1;
+            self.touched.push(index);
+            if self.go_on(index, &mut pending, now_ns) == Delivery::Wait {
+                self.waiting += 1;
+                if let Some(vif) = self.vifs.get_mut(index) {
+                    vif.pending = Some(pending);
+                }
+            }
+            while let Some(frame) = self.next_behind(index) {
+                self.send(index, &frame, now_ns);
+            }
+        }
+    }
+
+    /// The next frame of a vif that has none waiting any more.
+    fn next_behind(&mut self, index: usize) -> Option<Frame> {
+        let vif = self.vifs.get_mut(index).filter(|vif| vif.pending.is_none())?;
+        vif.behind.pop_front()
     }
 }
 
-fn deliver<L: Link>(vifs: &mut [Vif<L>], targets: PortSet, frame: &[u8], needs_checksum: bool) {
-    for vif in vifs {
-        if vif.port.is_some_and(|port| targets.contains(port)) {
-            vif.deliver(frame, needs_checksum);
-        }
-    }
-}
+/// How long a waiting frame may be left alone.
+pub const RETRY_NS: u64 = PATIENCE_NS;

@@ -7,9 +7,8 @@ extern crate alloc;
 
 mod nic;
 
-use alloc::vec::Vec;
-
-use netback::bridge::{Attachment, Bridge, Gone, Link};
+use netback::bridge::{Attachment, Bridge, RETRY_NS};
+use netback::link::{Gone, Link};
 use proto::channel::{ChannelInfo, ChannelKind};
 use proto::net::{Net, POOL_SIZE, Request, Response};
 use proto::supervise;
@@ -46,12 +45,28 @@ impl Link for Ring {
         })
     }
 
+    fn flush(&mut self) {
+        self.server.flush();
+    }
+
+    fn prepare_sleep(&mut self) -> Result<bool, Gone> {
+        self.server.prepare_sleep().map_err(|_| Gone)
+    }
+
+    fn signals(&self) -> u64 {
+        self.server.info().signals
+    }
+
     fn read(&self, offset: u32, out: &mut [u8]) -> bool {
         self.pool.read(offset as usize, out).is_ok()
     }
 
-    fn write(&self, offset: u32, frame: &[u8]) -> bool {
-        self.pool.write(offset as usize, frame).is_ok()
+    fn write(&self, offset: u32, bytes: &[u8]) -> bool {
+        self.pool.write(offset as usize, bytes).is_ok()
+    }
+
+    fn copy(&self, offset: u32, to: &Self, to_offset: u32, len: u32) -> bool {
+        self.pool.copy_to(offset as usize, &to.pool, to_offset as usize, len as usize).is_ok()
     }
 }
 
@@ -67,18 +82,31 @@ fn main(env: rt::Env) -> ! {
         }
     }
     supervisor.ready();
+    let init = env.channels(ChannelKind::Supervise).fold(0, |signals, channel| signals | channel.signals);
+    // At first everything may have something to say.
+    let mut signals = u64::MAX;
     loop {
-        serve_supervisor(&mut bridge, &mut supervisor);
-        let has_more = bridge.poll(clock.now_ns());
-        for ring in bridge.links() {
-            ring.server.flush();
+        bridge.signalled(signals);
+        if signals & init != 0 {
+            serve_supervisor(&mut bridge, &mut supervisor);
         }
-        supervisor.flush();
-        if has_more || !prepare_sleep(&mut bridge, &mut supervisor) {
-            continue;
+        while bridge.poll(clock.now_ns()) {
+            // A flood of frames does not keep init from being heard.
+            let news = rt::sys::event_poll(env.info.event).unwrap_or(0);
+            bridge.signalled(news);
+            if news & init != 0 {
+                serve_supervisor(&mut bridge, &mut supervisor);
+            }
         }
-        if rt::sys::event_wait(env.info.event).is_err() {
-            rt::exit_failed("waiting for an event is not possible");
+        if bridge.is_waiting() {
+            let due = rt::time::tsc() + clock.ns_to_tsc(RETRY_NS);
+            if rt::sys::event_timer(env.info.event, due, env.info.timer_signals).is_err() {
+                rt::exit_failed("setting a timer is not possible");
+            }
+        }
+        match rt::sys::event_wait(env.info.event) {
+            Ok(news) => signals = news,
+            Err(_) => rt::exit_failed("waiting for an event is not possible"),
         }
     }
 }
@@ -98,20 +126,27 @@ fn uplink(env: &rt::Env) -> Option<Nic> {
     None
 }
 
+/// Does what init asks, until it asks for nothing more and will signal the next request.
 fn serve_supervisor(bridge: &mut Switch, supervisor: &mut Supervisor) {
-    while let Some(request) = supervisor.next() {
-        match request {
-            supervise::Request::Attach(channel) => match attach(bridge, &channel) {
-                Ok(()) => supervisor.attached(channel.id),
-                Err(reason) => supervisor.refused(channel.id, reason),
-            },
-            supervise::Request::Detach { id } => {
-                if let Some((ring, counters)) = bridge.detach(id) {
-                    log::debug!("vif of {}: {counters:?}", ring.server.info().peer_name);
+    loop {
+        while let Some(request) = supervisor.next() {
+            match request {
+                supervise::Request::Attach(channel) => match attach(bridge, &channel) {
+                    Ok(()) => supervisor.attached(channel.id),
+                    Err(reason) => supervisor.refused(channel.id, reason),
+                },
+                supervise::Request::Detach { id } => {
+                    if let Some((ring, counters)) = bridge.detach(id) {
+                        log::debug!("vif of {}: {counters:?}", ring.server.info().peer_name);
+                    }
+                    supervisor.detached(id);
                 }
-                supervisor.detached(id);
+                supervise::Request::Ping { .. } => {}
             }
-            supervise::Request::Ping { .. } => {}
+        }
+        supervisor.flush();
+        if supervisor.prepare_sleep() {
+            return;
         }
     }
 }
@@ -126,20 +161,4 @@ fn attach(bridge: &mut Switch, channel: &ChannelInfo) -> Result<(), &'static str
     let server = Server::connect(channel).map_err(|_| "The channel's rings do not fit the protocol.")?;
     let attachment = Attachment { id: channel.id, bridge: channel.target.as_str(), mac: channel.mac };
     bridge.attach(&attachment, Ring { server, pool: Pool::from_region(channel.pool) })
-}
-
-/// Whether nothing is left to be received anywhere.
-fn prepare_sleep(bridge: &mut Switch, supervisor: &mut Supervisor) -> bool {
-    let mut may_sleep = supervisor.prepare_sleep();
-    let mut broken = Vec::new();
-    for ring in bridge.links() {
-        match ring.server.prepare_sleep() {
-            Ok(is_empty) => may_sleep &= is_empty,
-            Err(_) => broken.push(ring.server.info().id),
-        }
-    }
-    for id in broken {
-        bridge.drop_channel(id);
-    }
-    may_sleep
 }

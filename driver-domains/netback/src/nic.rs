@@ -9,10 +9,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use netback::bridge::Uplink;
+use netback::link::Uplink;
 use proto::abi::PAGE_SIZE;
 use proto::boot::DeviceInfo;
-use proto::net::FRAME_MAX;
+use proto::net::PLAIN_MAX;
 use virtio_domain::hal::{Buffer, Part};
 use virtio_domain::queue::{Completion, Queue, QueueError};
 use virtio_domain::transport::MsixTransport;
@@ -28,7 +28,7 @@ const HEADER_AT: usize = 4;
 const HEADER_LEN: usize = 12;
 const FRAME_AT: usize = HEADER_AT + HEADER_LEN;
 /// Bytes of a buffer that the device may fill.
-const ROOM: usize = HEADER_LEN + FRAME_MAX as usize;
+const ROOM: usize = HEADER_LEN + PLAIN_MAX as usize;
 /// Pages that the two queues take.
 const QUEUE_PAGES: usize = 4;
 /// Fewer buffers per direction than this are of no use.
@@ -178,7 +178,7 @@ impl Nic {
 
 impl Uplink for Nic {
     fn transmit(&mut self, frame: &[u8]) -> bool {
-        if self.is_broken || frame.len() > usize::from(FRAME_MAX) {
+        if self.is_broken || frame.len() > PLAIN_MAX as usize {
             // Nobody will ever take it.
             return true;
         }

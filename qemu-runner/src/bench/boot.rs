@@ -6,6 +6,7 @@ use regex::Regex;
 
 use crate::Error;
 use crate::bench::Setting;
+use crate::bench::plots::Moment;
 use crate::bench::report::Figure;
 use crate::guest;
 use crate::machine::{Guest, Machine};
@@ -77,11 +78,11 @@ fn probe() -> Vec<u8> {
     file
 }
 
-/// Boots and measures.
+/// Boots and measures: figures, and what happened when.
 ///
 /// # Errors
 /// The machine or its guest does not come up, or not in time.
-pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
+pub fn measure(setting: Setting<'_>) -> Result<(Vec<Figure>, Vec<Moment>), Error> {
     let Setting { timeout, log, progress } = setting;
     let mut request = Request::new(vec![default_config(None, None, None, progress)?]);
     request.has_icount = true;
@@ -91,11 +92,11 @@ pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     machine.wait_up(timeout)?;
     let mut shell = machine.guest(guest::NAME).from_start();
     shell.wait_shell(timeout)?;
-    let mut figures = time(&machine, &mut shell, timeout)?;
+    let (mut figures, moments) = time(&machine, &mut shell, timeout)?;
     figures.extend(exits(&mut shell, timeout)?);
     figures.extend(memory(&machine, timeout)?);
     machine.quit(Duration::from_secs(60))?;
-    Ok(figures)
+    Ok((figures, moments))
 }
 
 /// Exits as the guest sees them, the whole way to the VMM and back.
@@ -120,7 +121,11 @@ fn median(samples: &[u64]) -> u64 {
 }
 
 /// How long the guest took to start: by its own clock, and as time on the CPU of its domain.
-fn time(machine: &Machine, shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Figure>, Error> {
+fn time(
+    machine: &Machine,
+    shell: &mut Guest<'_>,
+    timeout: Duration,
+) -> Result<(Vec<Figure>, Vec<Moment>), Error> {
     let (domains, _) = machine.exec("xl list -l", timeout)?;
     let (log, _) = shell.shell("dmesg | grep ' as init process'", timeout)?;
     let stamp = Regex::new(r"\[ *(\d+)\.(\d{6})\] Run /init").map_err(|e| Error::Usage(e.to_string()))?;
@@ -129,19 +134,23 @@ fn time(machine: &Machine, shell: &mut Guest<'_>, timeout: Duration) -> Result<V
         Some(number(1)? * 1_000_000 + number(2)?)
     });
     let init = found.ok_or_else(|| Error::Died(format!("the guest's log has no init in it: {log}")))?;
-    let stamps = Stamps::read(&machine.exec("xl dmesg", timeout)?.0)?;
+    let log = machine.exec("xl dmesg", timeout)?.0;
+    let stamps = Stamps::read(&log)?;
+    let mut moments = moments(&log);
+    moments.push(Moment { micros: stamps.guest + init, what: "the guest's init".into() });
     let create = stamps.guest.saturating_sub(stamps.services);
     let total: u64 = list(&domains)?.iter().map(|domain| number(domain, "cpu_time_us")).sum();
     let own = list(&domains)?.iter().filter(|d| is_guest(d)).map(|d| number(d, "cpu_time_us")).sum::<u64>();
     let figure = |name, micros: u64| Figure::new(name, micros * PER_MICROSECOND);
-    Ok(vec![
+    let figures = vec![
         figure("reset-to-guest", stamps.guest),
         figure("create-to-guest", create),
         figure("guest-kernel-to-init", init),
         figure("create-to-init", create + init),
         figure("guest-to-shell", own),
         figure("reset-to-shell", total),
-    ])
+    ];
+    Ok((figures, moments))
 }
 
 /// Microseconds since the machine's reset, by the machine's log.
@@ -155,17 +164,36 @@ struct Stamps {
 
 impl Stamps {
     fn read(log: &str) -> Result<Self, Error> {
-        let at = |what: &str| {
-            let line = log.lines().find(|line| line.contains(what))?;
-            let (seconds, micros) = line.trim_start_matches(['[', ' ']).split(']').next()?.split_once('.')?;
-            Some(seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?)
-        };
+        let at =
+            |what: &str| log.lines().find(|line| line.contains(what)).and_then(stamp).map(|found| found.0);
         let stamps = at("init: all services are ready").zip(at(": the guest starts at"));
         let (services, guest) = stamps.ok_or_else(|| {
             Error::Died(format!("the machine's log does not show the guest's start: {log}"))
         })?;
         Ok(Self { services, guest })
     }
+}
+
+/// Microseconds and text of a line of the machine's log.
+fn stamp(line: &str) -> Option<(u64, &str)> {
+    let (stamp, text) = line.trim_start_matches(['[', ' ']).split_once("] ")?;
+    let (seconds, micros) = stamp.split_once('.')?;
+    Some((seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?, text))
+}
+
+/// What the log says about the way to the first guest's first instruction.
+fn moments(log: &str) -> Vec<Moment> {
+    let ends = [" is ready (domain", "all services are ready", " is domain ", "the guest starts at"];
+    let told = |(micros, text): (u64, &str)| {
+        let text = text.strip_prefix("init: ").unwrap_or(text);
+        ends.iter().any(|end| text.contains(end)).then(|| {
+            let what = text.split([';', ',', '(']).next().unwrap_or(text).split(" at 0x").next();
+            Moment { micros, what: what.unwrap_or(text).trim().to_owned() }
+        })
+    };
+    let mut moments = vec![Moment { micros: 0, what: "reset".into() }];
+    moments.extend(log.lines().filter_map(stamp).filter_map(told));
+    moments
 }
 
 fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
@@ -202,6 +230,21 @@ mod tests {
         let log = "[    0.032866] init: all services are ready; x\n[    1.084956] debian: the guest starts at 0x1\n";
         assert_eq!(Stamps::read(log).unwrap(), Stamps { services: 32_866, guest: 1_084_956 });
         assert!(Stamps::read("[    0.032866] init: all services are ready").is_err());
+    }
+
+    #[test]
+    fn the_moments_of_the_boot_are_read_from_the_log() {
+        let log = "[    0.032342] init: blkback is ready (domain 3, 792 KiB)\n[    0.032337] blkback: volume vol0\n\
+                   [    0.071148] init: guest debian is domain 6, 263840 KiB\n[    1.000001] debian: the guest starts at 0x1\n";
+        let moments = moments(log);
+        let moments: Vec<(u64, &str)> = moments.iter().map(|m| (m.micros, m.what.as_str())).collect();
+        let expected = [
+            (0, "reset"),
+            (32_342, "blkback is ready"),
+            (71_148, "guest debian is domain 6"),
+            (1_000_001, "debian: the guest starts"),
+        ];
+        assert_eq!(moments, expected);
     }
 
     #[test]

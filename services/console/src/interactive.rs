@@ -19,6 +19,8 @@ const INTERRUPT: u8 = 0x03;
 const BELL: u8 = 0x07;
 const PROMPT: &str = "ailurus> ";
 const HOW_TO_LEAVE: &str = "Ctrl+] for the operator's prompt, Ctrl-A x ends QEMU";
+/// To the upper left corner, and nothing from there on.
+const CLEAR: &[u8] = b"\x1b[H\x1b[J";
 /// Notices that are kept while a guest's console is shown.
 const NOTICES_MAX: usize = 32;
 
@@ -40,6 +42,8 @@ pub(crate) struct Interactive {
     editor: Editor,
     /// The command whose answers are awaited; no prompt meanwhile.
     running: Option<u32>,
+    /// It shows pages, and any key ends it.
+    has_pages: bool,
     last_id: u32,
     notices: VecDeque<String>,
     notices_lost: usize,
@@ -61,6 +65,7 @@ impl Interactive {
             screen: Screen::Boot,
             editor: Editor::new(PROMPT),
             running: None,
+            has_pages: false,
             last_id: 0,
             notices: VecDeque::new(),
             notices_lost: 0,
@@ -168,6 +173,8 @@ impl Interactive {
             Screen::Prompt if self.running.is_some() => {
                 if byte == INTERRUPT {
                     self.interrupt(shared);
+                } else if core::mem::take(&mut self.has_pages) {
+                    self.running.into_iter().for_each(|id| shared.stop(id));
                 }
             }
             Screen::Prompt => self.key(shared, byte),
@@ -198,8 +205,8 @@ impl Interactive {
 
     /// Gives up the command that runs: it is not sent any more, or its answers are ignored.
     fn interrupt(&mut self, shared: &mut Shared) {
-        let running = self.running.take();
-        shared.commands.retain(|command| Some(command.id) != running);
+        self.running.take().into_iter().for_each(|id| shared.stop(id));
+        self.has_pages = false;
         self.dump = None;
         shared.write(b"^C\r\n");
         self.open_prompt(shared);
@@ -207,6 +214,7 @@ impl Interactive {
 
     fn done(&mut self, shared: &mut Shared) {
         self.running = None;
+        self.has_pages = false;
         if self.screen == Screen::Prompt {
             self.open_prompt(shared);
         }
@@ -248,6 +256,10 @@ impl Interactive {
             OperatorResponse::Output { id, text } if is_awaited(id) => {
                 shared.write(for_terminal(text).as_bytes());
             }
+            OperatorResponse::Page { id } if is_awaited(id) => {
+                self.has_pages = true;
+                shared.write(CLEAR);
+            }
             OperatorResponse::Done { id, .. } if is_awaited(id) => self.done(shared),
             OperatorResponse::Attach { id, domid } if is_awaited(id) => {
                 self.running = None;
@@ -264,6 +276,7 @@ impl Interactive {
             }
             // Answers to a command that was given up.
             OperatorResponse::Output { .. }
+            | OperatorResponse::Page { .. }
             | OperatorResponse::Done { .. }
             | OperatorResponse::Attach { .. }
             | OperatorResponse::ShowLog { .. } => {}

@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use proptest::prelude::*;
-use proto::console::OperatorResponse;
+use proto::console::{OperatorRequest, OperatorResponse, Order};
 use proto::text::Text;
 
 use crate::guests::{CHUNK, INPUT_MAX, SCROLLBACK};
@@ -41,8 +41,15 @@ fn keys(console: &mut Console, keys: &[u8]) -> String {
     shown(console)
 }
 
+fn order(request: &OperatorRequest) -> String {
+    match &request.order {
+        Order::Run(line) => line.to_string(),
+        Order::Stop => "(stop)".into(),
+    }
+}
+
 fn command(console: &mut Console) -> Option<(u32, String)> {
-    let command = console.command().map(|c| (c.id, c.line.to_string()));
+    let command = console.command().map(|c| (c.id, order(c)));
     console.command_sent();
     command
 }
@@ -305,4 +312,36 @@ proptest! {
         shown(&mut console);
         prop_assert!(!console.has_output());
     }
+}
+
+#[test]
+fn a_key_ends_a_command_that_shows_pages_and_nothing_else() {
+    let mut console = booted();
+    keys(&mut console, b"\x1d");
+    keys(&mut console, b"xl top\r");
+    let (id, _) = command(&mut console).unwrap();
+    // Before its first page a key is only a key.
+    keys(&mut console, b"x");
+    assert!(console.command().is_none());
+    for text in ["one\n", "two\n"] {
+        console.response(&OperatorResponse::Page { id });
+        console.response(&OperatorResponse::Output { id, text: Text::truncated(text) });
+    }
+    assert_eq!(shown(&mut console), "\x1b[H\x1b[Jone\r\n\x1b[H\x1b[Jtwo\r\n");
+    keys(&mut console, b"qq");
+    assert_eq!(command(&mut console), Some((id, "(stop)".into())));
+    assert!(console.command().is_none());
+    console.response(&OperatorResponse::Done { id, status: 0 });
+    assert!(shown(&mut console).ends_with("ailurus> "));
+    // Pages of a command that was given up are not shown, and it is told.
+    keys(&mut console, b"xl top\r");
+    let (id, _) = command(&mut console).unwrap();
+    console.response(&OperatorResponse::Page { id });
+    keys(&mut console, b"\x03");
+    console.response(&OperatorResponse::Page { id });
+    assert_eq!(shown(&mut console), "");
+    // A toolstack that is gone has nothing to stop.
+    console.detach_operator();
+    console.attach_operator();
+    assert!(console.command().is_none());
 }

@@ -148,6 +148,15 @@ impl Mux {
             OperatorResponse::Output { id, text } if self.open.contains(id) => {
                 shared.write(format!("@out {id} {}\n", escape(text.as_bytes())).as_bytes());
             }
+            // Nobody could press the key that ends it.
+            OperatorResponse::Page { id } if self.open.remove(id) => {
+                shared.stop(*id);
+                Self::fail(
+                    shared,
+                    *id,
+                    "the command shows pages at a terminal; in scripts use its option -b\n",
+                );
+            }
             OperatorResponse::Done { id, status } => self.done(shared, *id, *status),
             OperatorResponse::Attach { id, domid } => match shared.guests.by_domid(*domid) {
                 Some(_) => self.done(shared, *id, 0),
@@ -160,7 +169,9 @@ impl Mux {
                 self.dump = Some((*id, shared.log.first_line(), shared.log.end()));
             }
             // Answers to a command that nobody gave.
-            OperatorResponse::Output { .. } | OperatorResponse::ShowLog { .. } => {}
+            OperatorResponse::Output { .. }
+            | OperatorResponse::Page { .. }
+            | OperatorResponse::ShowLog { .. } => {}
             OperatorResponse::Notice { text } => notice(shared, text),
             OperatorResponse::GuestsStarted { first, failed } => {
                 shared.write(format!("@up {first} {failed}\n").as_bytes());

@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use proptest::prelude::*;
-use proto::console::OperatorResponse;
+use proto::console::{OperatorRequest, OperatorResponse, Order};
 use proto::text::Text;
 
 use crate::escape::{escape, unescape};
@@ -30,6 +30,13 @@ fn line(console: &mut Console, text: &str) -> String {
         console.input(byte);
     }
     shown(console)
+}
+
+fn text(request: &OperatorRequest) -> String {
+    match &request.order {
+        Order::Run(line) => line.to_string(),
+        Order::Stop => "(stop)".into(),
+    }
 }
 
 fn machine() -> Console {
@@ -61,7 +68,7 @@ fn commands_run_side_by_side_and_end_once() {
     assert_eq!(line(&mut c, "@exec 8 xl info\r"), "");
     assert_eq!(line(&mut c, "@exec 8 again"), "@notice command 8 runs already\n");
     let ids: Vec<(u32, String)> = core::iter::from_fn(|| {
-        let next = c.command().map(|command| (command.id, command.line.to_string()));
+        let next = c.command().map(|command| (command.id, text(command)));
         c.command_sent();
         next
     })
@@ -185,4 +192,17 @@ proptest! {
         prop_assert_eq!(line(&mut c, &request), "");
         prop_assert_eq!(c.guest_input(60), bytes);
     }
+}
+
+#[test]
+fn a_command_that_shows_pages_is_refused_because_nobody_could_end_it() {
+    let mut c = machine();
+    line(&mut c, "@exec 7 xl top");
+    c.command_sent();
+    c.response(&OperatorResponse::Page { id: 7 });
+    let answer = shown(&mut c);
+    assert!(answer.contains("option -b\\n\n@done 7 1\n"), "{answer}");
+    assert_eq!(c.command().map(text).as_deref(), Some("(stop)"));
+    c.response(&OperatorResponse::Done { id: 7, status: 0 });
+    assert_eq!(shown(&mut c), "");
 }

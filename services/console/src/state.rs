@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use proto::console::{OperatorRequest, OperatorResponse};
+use proto::console::{OperatorRequest, OperatorResponse, Order};
 use proto::text::Text;
 
 use crate::escape;
@@ -118,9 +118,19 @@ impl Shared {
     pub fn command(&mut self, id: u32, line: &str) -> bool {
         let has_room = self.commands.len() < COMMANDS_MAX;
         if has_room {
-            self.commands.push_back(OperatorRequest { id, line: Text::truncated(line) });
+            self.commands.push_back(OperatorRequest { id, order: Order::Run(Text::truncated(line)) });
         }
         has_room
+    }
+
+    /// Ends a command: one that still waits is not sent at all. At most one order per command, so these need no
+    /// bound of their own.
+    pub fn stop(&mut self, id: u32) {
+        let waiting = self.commands.len();
+        self.commands.retain(|request| request.id != id);
+        if self.commands.len() == waiting {
+            self.commands.push_back(OperatorRequest { id, order: Order::Stop });
+        }
     }
 }
 
@@ -244,6 +254,8 @@ impl Console {
     /// The toolstack is gone: commands that it had are ended, those that wait go on waiting.
     pub fn detach_operator(&mut self) {
         self.shared.has_operator = false;
+        // What these would end has ended with it.
+        self.shared.commands.retain(|request| request.order != Order::Stop);
         dispatch!(self.operator_detached());
     }
 

@@ -169,6 +169,6 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         for record in records.iter().take(count as usize).skip(overwritten as usize) {
             let _fits = list.push(*record);
         }
-        Response::Records { first, records: list }
+        Response::Records { first, written, records: list }
     }
 }

@@ -12,7 +12,7 @@ use core::sync::atomic::AtomicU64;
 
 use proto::channel::{ChannelHeader, ChannelInfo, Mismatch, Protocol, Side};
 use proto::counters::{MESSAGES_RECEIVED, MESSAGES_SENT, SIGNALS_SENT, SIGNALS_SUPPRESSED};
-use proto::ring::{Consumer, Full, Producer, RingError};
+use proto::ring::{self, Consumer, Full, LENGTH, Producer, RingError};
 use serde_bounds::{Decode, Encode};
 
 use crate::{counters, sys};
@@ -21,8 +21,8 @@ use crate::{counters, sys};
 mod serde_bounds {
     /// A message that can be written.
     pub trait Encode {
-        /// Writes it to the front of `out`.
-        fn encode<'a>(&self, out: &'a mut [u8]) -> Option<&'a mut [u8]>;
+        /// Writes it to the front of `out`; its length.
+        fn encode(&self, out: &mut [u8]) -> Option<usize>;
     }
     /// A message that can be read.
     pub trait Decode: Sized {
@@ -31,8 +31,8 @@ mod serde_bounds {
     }
     impl<T: serde::Serialize> Encode for T {
         #[inline]
-        fn encode<'a>(&self, out: &'a mut [u8]) -> Option<&'a mut [u8]> {
-            postcard::to_slice(self, out).ok()
+        fn encode(&self, out: &mut [u8]) -> Option<usize> {
+            postcard::to_slice(self, out).ok().map(|bytes| bytes.len())
         }
     }
     impl<T: serde::de::DeserializeOwned> Decode for T {
@@ -108,7 +108,8 @@ struct End<P> {
     rx: Consumer<'static>,
     side: Side,
     has_greeting: bool,
-    buffer: Box<[u8]>,
+    /// A slot's private copy, on its way in or out.
+    slot: Box<[[u8; 8]]>,
     protocol: core::marker::PhantomData<fn(P) -> P>,
 }
 
@@ -157,7 +158,7 @@ impl<P: Protocol> End<P> {
             rx,
             side,
             has_greeting: false,
-            buffer: vec![0; P::SLOT_SIZE].into_boxed_slice(),
+            slot: vec![[0; 8]; words_per_slot].into_boxed_slice(),
             protocol: core::marker::PhantomData,
         })
     }
@@ -165,13 +166,17 @@ impl<P: Protocol> End<P> {
     /// Whether the peer's greeting is there and fits.
     #[inline]
     fn check_greeting(&mut self) -> Result<bool, Mismatch> {
-        if !self.has_greeting {
-            let greeting = match self.side {
-                Side::A => &self.header.greeting_b,
-                Side::B => &self.header.greeting_a,
-            };
-            self.has_greeting = greeting.check::<P>()?;
-        }
+        if self.has_greeting { Ok(true) } else { self.look_for_greeting() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_for_greeting(&mut self) -> Result<bool, Mismatch> {
+        let greeting = match self.side {
+            Side::A => &self.header.greeting_b,
+            Side::B => &self.header.greeting_a,
+        };
+        self.has_greeting = greeting.check::<P>()?;
         Ok(self.has_greeting)
     }
 
@@ -179,18 +184,25 @@ impl<P: Protocol> End<P> {
     fn send(&mut self, message: &impl Encode) -> Result<(), SendError> {
         self.check_greeting().map_err(SendError::Mismatch)?;
         // A message always fits its slot: the protocol's constants say so at compile time.
-        let Some(bytes) = message.encode(&mut self.buffer) else {
+        let room = self.slot.as_flattened_mut().get_mut(LENGTH..).unwrap_or(&mut []);
+        let Some(len) = message.encode(room) else {
             return Err(SendError::Ring(RingError::Message));
         };
-        if self.tx.push(bytes).map_err(SendError::Ring)? == Err(Full) {
-            // Announce the wait for room; where room appeared meanwhile, use it.
-            if self.tx.prepare_sleep().map_err(SendError::Ring)? {
-                return Err(SendError::Full);
-            }
-            self.tx.push(bytes).map_err(SendError::Ring)?.map_err(|Full| SendError::Full)?;
+        if self.tx.push(&mut self.slot, len).map_err(SendError::Ring)? == Err(Full) {
+            self.wait_for_room(len)?;
         }
         counters::inc(MESSAGES_SENT);
         Ok(())
+    }
+
+    /// Announces the wait for room; where room appeared meanwhile, the message in the buffer goes there.
+    #[cold]
+    #[inline(never)]
+    fn wait_for_room(&mut self, len: usize) -> Result<(), SendError> {
+        if self.tx.prepare_sleep().map_err(SendError::Ring)? {
+            return Err(SendError::Full);
+        }
+        self.tx.push(&mut self.slot, len).map_err(SendError::Ring)?.map_err(|Full| SendError::Full)
     }
 
     #[inline]
@@ -199,11 +211,10 @@ impl<P: Protocol> End<P> {
             self.check_silence()?;
             return Ok(None);
         }
-        if !self.rx.pop(&mut self.buffer)? {
-            return Ok(None);
-        }
+        let Some(len) = self.rx.pop(&mut self.slot)? else { return Ok(None) };
         counters::inc(MESSAGES_RECEIVED);
-        M::decode(&self.buffer).map(Some).ok_or(ChannelError::Message)
+        let message = self.slot.as_flattened().get(LENGTH..LENGTH + len).unwrap_or(&[]);
+        M::decode(message).map(Some).ok_or(ChannelError::Message)
     }
 
     /// Without a greeting there must be no message. The greeting is written before the first message is
@@ -218,15 +229,12 @@ impl<P: Protocol> End<P> {
     #[inline]
     fn flush(&mut self) {
         let has_sent = self.tx.has_published();
-        // Both are asked: each call claims a duty.
-        let (has_messages, has_room) = (self.tx.must_notify(), self.rx.must_notify());
-        if has_sent && !has_messages {
-            counters::inc(SIGNALS_SUPPRESSED);
-        }
-        if has_messages || has_room {
+        if ring::must_notify(&mut self.tx, &mut self.rx) {
             counters::inc(SIGNALS_SENT);
             // A peer that is gone needs no signal; init says so by Detach.
             let _gone = sys::event_signal(self.info.signal);
+        } else if has_sent {
+            counters::inc(SIGNALS_SUPPRESSED);
         }
     }
 
@@ -281,14 +289,21 @@ macro_rules! ends {
                     self.0.tx.free().map_or(0, |free| free as usize)
                 }
 
+                /// Whether a message waits; also when the peer is broken, which receiving it finds out.
+                #[inline]
+                pub fn has_messages(&self) -> bool {
+                    self.0.rx.available() != Ok(0)
+                }
+
                 /// Signals the peer if it sleeps; after every batch of [`Self::send`] and [`Self::receive`].
                 #[inline]
                 pub fn flush(&mut self) {
                     self.0.flush();
                 }
 
-                /// Takes back that this end waits: no signal is needed until the next [`Self::prepare_sleep`], which
-                /// has to follow.
+                /// Takes the announcement of [`Self::prepare_sleep`] back, because this end is awake and
+                /// will look again: a peer that answers meanwhile saves its signal. [`Self::prepare_sleep`]
+                /// has to follow before the domain waits.
                 #[inline]
                 pub fn stay_awake(&self) {
                     self.0.rx.stay_awake();

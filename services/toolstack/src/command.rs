@@ -6,7 +6,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+use crate::arguments::Arguments;
 use crate::nearest::nearest;
+use crate::trace::{KIB_DEFAULT, TraceOrder};
+
+/// Longest time between two tables of `xl top` in seconds.
+const DELAY_MAX: u32 = 86_400;
 
 /// What the operator wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +29,24 @@ pub enum Command {
     },
     /// `xl info`.
     Info,
+    /// `xl top`.
+    Top {
+        /// Tables one after the other instead of pages.
+        is_batch: bool,
+        /// Seconds between two samples.
+        delay_s: u32,
+        /// Tables, or none: until a key is pressed.
+        iterations: Option<u32>,
+    },
+    /// `xl counters`.
+    Counters {
+        /// Only this domain.
+        only: Option<String>,
+        /// In which form: the table or JSON.
+        form: ListForm,
+    },
+    /// `xl trace`.
+    Trace(TraceOrder),
     /// `xl console`.
     Console(String),
     /// `xl dmesg`.
@@ -105,9 +128,9 @@ impl StopKind {
 pub struct Misuse(pub String);
 
 /// Name, arguments, description, options.
-type Usage = (&'static str, &'static str, &'static str, &'static str);
+pub(crate) type Usage = (&'static str, &'static str, &'static str, &'static str);
 
-const XL: [Usage; 13] = [
+const XL: [Usage; 16] = [
     (
         "create",
         "[options] <Guest|ConfigFile>",
@@ -139,12 +162,35 @@ const XL: [Usage; 13] = [
     ("domid", "<DomainName>", "Convert a domain name to domain id", ""),
     ("domname", "<DomainId>", "Convert a domain id to domain name", ""),
     ("info", "", "Get information about the machine", ""),
+    (
+        "top",
+        "[options]",
+        "Monitor what all domains do, per second",
+        "-b, --batch             Tables one after the other, for scripts; one unless -i says more.\n\
+         -d, --delay=SECONDS     Seconds between two tables (default 1).\n\
+         -i, --iterations=N      Tables before it ends; else it runs until a key is pressed.\n",
+    ),
+    (
+        "counters",
+        "[-l] [Domain]",
+        "Print what kernel and domains counted since each domain's start",
+        "-l, --long              As JSON\n",
+    ),
+    (
+        "trace",
+        "start [KiB]|stop|dump|free",
+        "Record switches, signals, interrupts and guest exits",
+        "start [KiB]             Start, in a ring of this size (default 512); the oldest records are overwritten.\n\
+         stop                    Stop; what was recorded stays.\n\
+         dump                    Print it: time stamp, kind, CPU, thread, two words by kind.\n\
+         free                    Give the ring's memory back.\n",
+    ),
     ("uptime", "[-s] [Domain]", "Print uptime for all/some domains", "-s                      Short form\n"),
     ("dmesg", "", "Read the log of all domains", ""),
 ];
 
 /// Further commands of xl(1), which are refused by name.
-const XL_UNSUPPORTED: [&str; 56] = [
+const XL_UNSUPPORTED: [&str; 55] = [
     "block-attach",
     "block-detach",
     "block-list",
@@ -193,7 +239,6 @@ const XL_UNSUPPORTED: [&str; 56] = [
     "suspend",
     "sysrq",
     "tmem-list",
-    "top",
     "trigger",
     "usbdev-attach",
     "usbdev-list",
@@ -243,73 +288,8 @@ fn unknown(name: &str) -> Misuse {
     })
 }
 
-fn misuse(usage: &Usage, message: &str) -> Misuse {
+pub(crate) fn misuse(usage: &Usage, message: &str) -> Misuse {
     Misuse(format!("xl {}: {message}\n\n{}", usage.0, usage_text(usage)))
-}
-
-/// What an option stands for; the same letter means the same in every command.
-fn letter(option: &str) -> Option<char> {
-    match option {
-        "--all" => Some('a'),
-        "--wait" => Some('w'),
-        "--long" => Some('l'),
-        "--verbose" => Some('v'),
-        _ => {
-            let mut letters = option.strip_prefix('-')?.chars();
-            letters.next().filter(|_| letters.next().is_none())
-        }
-    }
-}
-
-/// Splits options from names and checks both against what the command takes.
-struct Arguments<'a> {
-    options: String,
-    names: Vec<&'a str>,
-}
-
-impl<'a> Arguments<'a> {
-    fn new(usage: &Usage, words: &[&'a str], allowed: &str) -> Result<Self, Misuse> {
-        let mut arguments = Self { options: String::new(), names: Vec::new() };
-        for word in words {
-            if !word.starts_with('-') {
-                arguments.names.push(word);
-                continue;
-            }
-            // `-aw` is `-a -w`.
-            let is_group = !word.starts_with("--") && word.len() > 1;
-            let letters: Vec<Option<char>> =
-                if is_group { word.chars().skip(1).map(Some).collect() } else { [letter(word)].into() };
-            for letter in letters {
-                match letter.filter(|&letter| allowed.contains(letter)) {
-                    Some(letter) => arguments.options.push(letter),
-                    None => return Err(misuse(usage, &format!("the option `{word}` is not supported"))),
-                }
-            }
-        }
-        Ok(arguments)
-    }
-
-    fn has(&self, option: char) -> bool {
-        self.options.contains(option)
-    }
-
-    /// The only name.
-    fn one(&self, usage: &Usage) -> Result<String, Misuse> {
-        match self.names.as_slice() {
-            [name] => Ok((*name).to_owned()),
-            [] => Err(misuse(usage, "an argument is missing")),
-            _ => Err(misuse(usage, "there are too many arguments")),
-        }
-    }
-
-    /// At most one name.
-    fn at_most_one(&self, usage: &Usage) -> Result<Option<String>, Misuse> {
-        if self.names.is_empty() { Ok(None) } else { self.one(usage).map(Some) }
-    }
-
-    fn none(&self, usage: &Usage) -> Result<(), Misuse> {
-        if self.names.is_empty() { Ok(()) } else { Err(misuse(usage, "it takes no arguments")) }
-    }
 }
 
 fn xl(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
@@ -325,6 +305,20 @@ fn xl(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
             };
             Command::List { only: arguments.at_most_one(usage)?, form }
         }
+        "top" => {
+            let arguments = arguments("bd:i:")?;
+            arguments.none(usage)?;
+            let is_batch = arguments.has('b');
+            let iterations = arguments.number(usage, 'i', u32::MAX)?.or(is_batch.then_some(1));
+            let delay_s = arguments.number(usage, 'd', DELAY_MAX)?.unwrap_or(1);
+            Command::Top { is_batch, delay_s, iterations }
+        }
+        "counters" => {
+            let arguments = arguments("l")?;
+            let form = if arguments.has('l') { ListForm::Long } else { ListForm::Table };
+            Command::Counters { only: arguments.at_most_one(usage)?, form }
+        }
+        "trace" => trace(usage, &arguments("")?.names)?,
         "info" => arguments("")?.none(usage).map(|()| Command::Info)?,
         "dmesg" => arguments("")?.none(usage).map(|()| Command::Dmesg)?,
         "console" => Command::Console(one()?),
@@ -354,6 +348,25 @@ fn xl(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
             Command::Stop { kind, guests, waits: arguments.has('w') }
         }
     })
+}
+
+fn trace(usage: &Usage, words: &[&str]) -> Result<Command, Misuse> {
+    let order = match words {
+        ["start"] => TraceOrder::Start(KIB_DEFAULT),
+        ["start", kib] => match kib.parse() {
+            Ok(kib) => TraceOrder::Start(kib),
+            Err(_) => return Err(misuse(usage, &format!("`{kib}` is no number of KiB"))),
+        },
+        ["stop"] => TraceOrder::Stop,
+        ["dump"] => TraceOrder::Dump,
+        ["free"] => TraceOrder::Free,
+        [] => return Err(misuse(usage, "an argument is missing")),
+        ["stop" | "dump" | "free" | "start", ..] => {
+            return Err(misuse(usage, "there are too many arguments"));
+        }
+        [other, ..] => return Err(misuse(usage, &format!("there is no `xl trace {other}`"))),
+    };
+    Ok(Command::Trace(order))
 }
 
 fn quit(words: &[&str]) -> Result<Command, Misuse> {
@@ -435,6 +448,18 @@ mod tests {
             ("xl list -v", list(None, ListForm::Verbose)),
             ("xl list --long 3", list(Some(name("3")), ListForm::Long)),
             ("xl info", Info),
+            ("xl top", Top { is_batch: false, delay_s: 1, iterations: None }),
+            ("xl top -b", Top { is_batch: true, delay_s: 1, iterations: Some(1) }),
+            ("xl top -b -d 3 -i 5", Top { is_batch: true, delay_s: 3, iterations: Some(5) }),
+            ("xl top -bd3 --iterations=7", Top { is_batch: true, delay_s: 3, iterations: Some(7) }),
+            ("xl top --delay 2 -i 1 -i2", Top { is_batch: false, delay_s: 2, iterations: Some(2) }),
+            ("xl counters", Counters { only: None, form: ListForm::Table }),
+            ("xl counters -l web", Counters { only: Some(name("web")), form: ListForm::Long }),
+            ("xl trace start", Trace(TraceOrder::Start(512))),
+            ("xl trace start 4096", Trace(TraceOrder::Start(4096))),
+            ("xl trace stop", Trace(TraceOrder::Stop)),
+            ("xl trace dump", Trace(TraceOrder::Dump)),
+            ("xl trace free", Trace(TraceOrder::Free)),
             ("xl console web", Console(name("web"))),
             ("xl dmesg", Dmesg),
             ("xl shutdown web", stop(StopKind::Poweroff, Some(&["web"]), false)),
@@ -472,6 +497,19 @@ mod tests {
             ("xl shutdown -F web", "`-F` is not supported"),
             ("xl list --numa", "`--numa` is not supported"),
             ("xl info x", "takes no arguments"),
+            ("xl top x", "takes no arguments"),
+            ("xl top -d", "needs a value"),
+            ("xl top -d 0", "from 1 to 86400, not `0`"),
+            ("xl top -bi x", "-i takes a number"),
+            ("xl top --delay=", "not ``"),
+            ("xl top --batch=1", "takes no value"),
+            ("xl top -:", "not supported"),
+            ("xl list -", "`-` is not supported"),
+            ("xl counters -v", "`-v` is not supported"),
+            ("xl trace", "an argument is missing"),
+            ("xl trace start x", "no number of KiB"),
+            ("xl trace stop 1", "too many arguments"),
+            ("xl trace go", "there is no `xl trace go`"),
             ("xl create -p web", "`-p` is not supported"),
             ("quit 16", "usage: quit"),
             ("quit soon", "usage: quit"),

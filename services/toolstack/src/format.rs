@@ -132,6 +132,9 @@ pub fn info(machine: &MachineStat, version: &str) -> String {
     line("free_memory", format!("{}", machine.free_kib / 1024));
     line("system_memory_kib", format!("{}", machine.system_kib));
     line("bundle_memory_kib", format!("{}", machine.bundle_kib));
+    line("idle_time_us", format!("{}", machine.idle_us));
+    line("context_switches", format!("{}", machine.context_switches));
+    line("interrupts", format!("{}", machine.interrupts));
     line("free_cpus", "0".into());
     line("xen_pagesize", "4096".into());
     line("xend_config_format", "4".into());
@@ -186,6 +189,7 @@ mod tests {
             vcpus: 1,
             state: DomainState::Blocked,
             time_us: 12_349_999,
+            activity: Default::default(),
         }
     }
 
@@ -256,6 +260,9 @@ mod tests {
             cpus: 2,
             tsc_khz: 2_893_202,
             uptime_us: 0,
+            idle_us: 0,
+            context_switches: 0,
+            interrupts: 0,
         };
         let text = info(&machine, "0.1.0");
         for line in [

@@ -14,8 +14,10 @@ use proto::console::OperatorResponse;
 use crate::command::{ListForm, StopKind};
 use crate::life::{Guest, Key, Next, Phase};
 use crate::nodes;
+use crate::sample::Sample;
 use crate::store::StoreRequest;
-use crate::toolstack::{Purpose, Toolstack};
+use crate::toolstack::{Call, Purpose, Toolstack};
+use crate::trace::Dump;
 
 /// How long a guest may take to acknowledge a request to end (as libxl has it).
 pub const ACKNOWLEDGE_NS: u64 = 60_000_000_000;
@@ -41,6 +43,14 @@ pub(crate) enum Kind {
     List(List),
     /// Waits for facts about the machine.
     Machine(Facts),
+    /// Waits for all counters.
+    Counters { only: Option<String>, form: ListForm },
+    /// Shows rates again and again.
+    Top(Top),
+    /// Waits for the builder's word about the trace.
+    Trace,
+    /// Prints the trace.
+    Dump(Dump),
     /// Waits until a guest runs.
     Create { key: Key, attaches: bool },
     /// Waits until a guest is gone.
@@ -64,6 +74,18 @@ pub(crate) enum Facts {
     Uptime { is_short: bool, keys: Vec<Key>, has_machine: bool },
 }
 
+/// `xl top` at work.
+#[derive(Debug)]
+pub(crate) struct Top {
+    pub(crate) has_pages: bool,
+    pub(crate) delay_ns: u64,
+    /// Tables that are still to be shown; nothing: until it is ended.
+    pub(crate) left: Option<u32>,
+    pub(crate) before: Option<Sample>,
+    /// When to take the next sample; nothing while one is being taken.
+    pub(crate) next_ns: Option<u64>,
+}
+
 /// A guest that was asked to end.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -84,6 +106,7 @@ impl Job {
     pub(crate) fn deadline(&self) -> Option<u64> {
         match &self.kind {
             Kind::Quit { deadline, .. } => Some(*deadline),
+            Kind::Top(top) => top.next_ns,
             Kind::Stop { deadline, targets, .. } => {
                 targets.iter().any(|target| target.state == Asked::Waiting).then_some(*deadline)
             }
@@ -233,6 +256,15 @@ impl Toolstack {
         }
     }
 
+    /// The operator ends a command: one that only shows something is over, any other goes on.
+    pub(crate) fn stop_command(&mut self, id: u32) {
+        let is_shown = |job: &Job| job.id == id && matches!(job.kind, Kind::Top(_) | Kind::Dump(_));
+        if let Some(index) = self.jobs.iter().position(is_shown) {
+            self.jobs.remove(index);
+            self.done(id, 0);
+        }
+    }
+
     /// Looks at all jobs and ends those that have what they waited for.
     pub(crate) fn advance_jobs(&mut self) {
         for mut job in core::mem::take(&mut self.jobs) {
@@ -246,7 +278,18 @@ impl Toolstack {
     fn advance(&mut self, job: &mut Job) -> bool {
         let (id, serial) = (job.id, job.serial);
         match &mut job.kind {
-            Kind::List(_) | Kind::Machine(_) => return false,
+            Kind::List(_) | Kind::Machine(_) | Kind::Counters { .. } | Kind::Trace => return false,
+            Kind::Top(top) => {
+                if top.next_ns.is_some_and(|at| self.now_ns >= at) {
+                    top.next_ns = None;
+                    self.call(Call::Sample(serial, Sample::default()));
+                }
+                return false;
+            }
+            Kind::Dump(dump) => {
+                self.read_on(serial, dump);
+                return false;
+            }
             Kind::Create { key, attaches } => {
                 match self.guest(*key).map(|guest| (guest.phase, guest.domid)) {
                     Some((Phase::Building | Phase::Describing | Phase::Starting, _)) => return false,

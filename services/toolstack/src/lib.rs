@@ -7,18 +7,23 @@
 
 extern crate alloc;
 
+mod arguments;
 pub mod boot;
 mod command;
 pub mod config;
+mod counters;
 mod format;
 mod jobs;
 mod life;
 mod nearest;
 mod nodes;
 mod operator;
+mod sample;
 mod store;
 #[cfg(test)]
 mod tests;
 mod toolstack;
+mod top;
+mod trace;
 
 pub use toolstack::Toolstack;

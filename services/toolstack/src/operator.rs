@@ -12,11 +12,14 @@ use proto::text::Text;
 use proto::toolstack::Request;
 
 use crate::command::{self, Command, ListForm, Misuse};
+use crate::counters;
 use crate::format::{self, Overlay};
-use crate::jobs::{Facts, Job, Kind, List};
+use crate::jobs::{Facts, Job, Kind, List, Top};
 use crate::life::{Guest, Key, Next, Phase};
 use crate::nearest::nearest;
+use crate::sample::Sample;
 use crate::toolstack::{Call, Toolstack};
+use crate::top;
 
 /// Commands at work at the same time.
 const JOBS_MAX: usize = 32;
@@ -52,6 +55,18 @@ impl Toolstack {
             Command::DomId(name) => self.list_job(id, List::DomId(name)),
             Command::DomName(domid) => self.list_job(id, List::DomName(domid)),
             Command::Info => self.machine_job(id, Facts::Info),
+            Command::Counters { only, form } => {
+                let serial = self.job(id, Kind::Counters { only, form });
+                self.call(Call::Sample(serial, Sample::default()));
+            }
+            Command::Top { is_batch, delay_s, iterations } => {
+                let delay_ns = u64::from(delay_s) * 1_000_000_000;
+                let top =
+                    Top { has_pages: !is_batch, delay_ns, left: iterations, before: None, next_ns: None };
+                let serial = self.job(id, Kind::Top(top));
+                self.call(Call::Sample(serial, Sample::default()));
+            }
+            Command::Trace(order) => self.trace(id, order),
             Command::Uptime { is_short, guests } => {
                 let has_machine = guests.is_empty();
                 let keys = if has_machine { self.running() } else { self.find_all(&guests)? };
@@ -246,6 +261,47 @@ impl Toolstack {
                     ),
                 },
             },
+        }
+    }
+
+    pub(crate) fn sample_for_job(&mut self, serial: u32, sample: Sample) {
+        // A command that was given up meanwhile.
+        let Some(job) = self.take_job(serial) else { return };
+        let id = job.id;
+        match job.kind {
+            Kind::Counters { only, form } => {
+                let is_wanted = |stat: &DomainStat| {
+                    only.as_ref().is_none_or(|only| *stat.name == **only || only.parse() == Ok(stat.domid))
+                };
+                let domains: Vec<_> =
+                    sample.domains.iter().filter(|domain| is_wanted(&domain.stat)).collect();
+                if let Some(only) = only.as_ref().filter(|_| domains.is_empty()) {
+                    return self.refuse(id, &format!("Error: Domain '{only}' does not exist.\n"));
+                }
+                let is_long = form == ListForm::Long;
+                let text = if is_long { counters::json(domains) } else { counters::table(domains) };
+                self.output(id, &text);
+                self.done(id, 0);
+            }
+            Kind::Top(mut top) => {
+                if let Some(before) = &top.before {
+                    if top.has_pages {
+                        self.answer(OperatorResponse::Page { id });
+                    }
+                    self.output(id, &top::page(before, &sample));
+                    top.left = top.left.map(|left| left.saturating_sub(1));
+                    if top.left == Some(0) {
+                        return self.done(id, 0);
+                    }
+                }
+                top.before = Some(sample);
+                top.next_ns = Some(self.now_ns.saturating_add(top.delay_ns));
+                self.jobs.push(Job { serial, id, kind: Kind::Top(top) });
+            }
+            kind => {
+                self.jobs.push(Job { serial, id, kind });
+                self.begin_dump(serial, &sample);
+            }
         }
     }
 

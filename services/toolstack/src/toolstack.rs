@@ -10,7 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use proto::builder::{self, DomainStat, GuestSpec, MachineStat};
-use proto::console::{OperatorRequest, OperatorResponse};
+use proto::console::{OperatorRequest, OperatorResponse, Order};
 use proto::text::Text;
 use proto::xenstore::Message;
 use proto::{builder::Request, toolstack as guest};
@@ -18,6 +18,7 @@ use proto::{builder::Request, toolstack as guest};
 use crate::boot::BootConfig;
 use crate::jobs::Job;
 use crate::life::{Guest, Key};
+use crate::sample::Sample;
 use crate::store::{Store, StoreEvent, StoreRequest};
 
 /// Notices that wait for the console; further ones are dropped.
@@ -34,6 +35,10 @@ pub(crate) enum Call {
     List(Option<u32>, Vec<DomainStat>),
     /// Facts about the machine, for a command.
     Machine(u32),
+    /// All counters, for a command.
+    Sample(u32, Sample),
+    /// Something about the trace, for a command.
+    Trace(u32, Request),
 }
 
 /// What a xenstore request is for.
@@ -122,6 +127,9 @@ impl Toolstack {
 
     /// When [`Toolstack::tick`] has something to do at the latest.
     pub fn next_deadline(&self) -> Option<u64> {
+        if self.may_read_on() {
+            return Some(self.now_ns);
+        }
         let jobs = self.jobs.iter().filter_map(Job::deadline);
         jobs.chain(self.power_off.map(|(at, _)| at)).min()
     }
@@ -145,9 +153,12 @@ impl Toolstack {
         self.settle();
     }
 
-    /// The operator typed a command.
+    /// The operator typed a command, or ends one.
     pub fn operator_message(&mut self, request: &OperatorRequest) {
-        self.on_command(request.id, &request.line);
+        match &request.order {
+            Order::Run(line) => self.on_command(request.id, line),
+            Order::Stop => self.stop_command(request.id),
+        }
         self.settle();
     }
 
@@ -203,6 +214,11 @@ impl Toolstack {
         &mut self.operator_out
     }
 
+    /// Messages that wait for the console.
+    pub(crate) fn pending_output(&self) -> usize {
+        self.operator_out.len()
+    }
+
     /// Asks the builder, once it has answered everything before.
     pub(crate) fn call(&mut self, call: Call) {
         self.calls.push_back(call);
@@ -219,6 +235,8 @@ impl Toolstack {
             Call::Destroy(_, domid) => Request::Destroy { domid: *domid },
             Call::List(..) => Request::Stat { index: 0 },
             Call::Machine(_) => Request::Machine,
+            Call::Sample(..) => Sample::FIRST,
+            Call::Trace(_, request) => request.clone(),
         });
         self.current = Some(call);
     }
@@ -247,6 +265,23 @@ impl Toolstack {
             }
             (Call::List(job, stats), Response::NoDomain) => self.on_list(job, &stats),
             (Call::Machine(job), Response::Machine(machine)) => self.on_machine(job, &machine),
+            (
+                Call::Trace(job, _),
+                response @ (Response::Trace(_) | Response::Records { .. } | Response::Refused { .. }),
+            ) => {
+                self.on_trace(job, response);
+            }
+            (Call::Sample(job, mut sample), response) => match sample.add(response) {
+                Ok(Some(request)) => {
+                    self.builder_out.push_back(request);
+                    self.current = Some(Call::Sample(job, sample));
+                }
+                Ok(None) => self.sample_for_job(job, sample),
+                Err(_) => {
+                    log::error!("the builder's answer does not fit the question");
+                    self.current = Some(Call::Sample(job, sample));
+                }
+            },
             (call, _) => {
                 log::error!("the builder's answer does not fit the question");
                 // An unfit answer answers nothing: the right one may follow.

@@ -9,8 +9,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use proto::net::Offloads;
 use proto::text::Bytes;
 use proto::xenstore::{Message, Role};
+
+use crate::net;
 
 const READ: u32 = 2;
 const WATCH: u32 = 4;
@@ -49,7 +52,16 @@ impl Class {
     fn keys(self) -> &'static [&'static str] {
         match self {
             Self::Vbd => &["ring-ref", "event-channel", "protocol"],
-            Self::Vif => &["tx-ring-ref", "rx-ring-ref", "event-channel"],
+            Self::Vif => &[
+                "tx-ring-ref",
+                "rx-ring-ref",
+                "event-channel",
+                "feature-sg",
+                "feature-gso-tcpv4",
+                "feature-gso-tcpv6",
+                "feature-no-csum-offload",
+                "feature-ipv6-csum-offload",
+            ],
         }
     }
 
@@ -57,7 +69,13 @@ impl Class {
     fn features(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Vbd => &[],
-            Self::Vif => &[("feature-rx-copy", "1"), ("feature-sg", "1")],
+            Self::Vif => &[
+                ("feature-rx-copy", "1"),
+                ("feature-sg", "1"),
+                ("feature-gso-tcpv4", "1"),
+                ("feature-gso-tcpv6", "1"),
+                ("feature-ipv6-csum-offload", "1"),
+            ],
         }
     }
 
@@ -71,10 +89,22 @@ impl Class {
 }
 
 /// Most nodes that a device reads.
-const KEYS_MAX: usize = 3;
+const KEYS_MAX: usize = 8;
 
 /// What a frontend wrote, in the order of the class's keys; absent nodes are empty.
 pub type Values = [String; KEYS_MAX];
+
+/// What a network interface's frontend wrote: its [`Values`], in parts.
+pub fn vif_nodes<'a>(tx: &'a str, rx: &'a str, port: &'a str, rest: &[String]) -> net::Nodes<'a> {
+    let is_set = |n: usize| rest.get(n).is_some_and(|value| value.trim() == "1");
+    let [has_sg, has_v4, has_v6, has_no_checksum, has_v6_checksum] = [0, 1, 2, 3, 4].map(is_set);
+    let offloads = Offloads {
+        has_partial_checksum: !has_no_checksum && has_v6_checksum,
+        has_tcp_v4: has_sg && has_v4 && !has_no_checksum,
+        has_tcp_v6: has_sg && has_v6 && has_v6_checksum,
+    };
+    net::Nodes { tx_ring_ref: tx, rx_ring_ref: rx, event_channel: port, offloads }
+}
 
 /// What the owner of the devices is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -442,7 +472,7 @@ mod tests {
         for _ in 0..2 {
             ready(&mut store, &mut backend);
             let Some(Action::Connect { device: 0, values }) = backend.actions.pop_front() else { panic!() };
-            assert_eq!(values, ["8", "9", "x86_64-abi"].map(String::from));
+            assert_eq!(values[..3], ["8", "9", "x86_64-abi"].map(String::from));
             backend.connected(0, &[("sectors", "2048")]);
             store.run(&mut backend);
             assert_eq!(back_state(&store), "4");
@@ -467,11 +497,13 @@ mod tests {
         store.run(&mut backend);
         assert_eq!(store.nodes["/local/domain/0/backend/vif/5/0/feature-rx-copy"], "1");
         let front = "/local/domain/5/device/vif/0";
-        store.nodes.insert(format!("{front}/tx-ring-ref"), "10".to_string());
+        for (key, value) in [("tx-ring-ref", "10"), ("feature-sg", "1"), ("feature-gso-tcpv4", "1")] {
+            store.nodes.insert(format!("{front}/{key}"), value.to_string());
+        }
         store.write(&mut backend, &format!("{front}/state"), "1");
         store.write(&mut backend, &format!("{front}/state"), "4");
         let Some(Action::Connect { values, .. }) = backend.actions.pop_back() else { panic!() };
-        assert_eq!(values, ["10", "", ""].map(String::from));
+        assert_eq!(values[..4], ["10", "", "", "1"].map(String::from));
         backend.refused(0);
         store.run(&mut backend);
         assert_eq!(store.nodes["/local/domain/0/backend/vif/5/0/state"], "6");

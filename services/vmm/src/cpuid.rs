@@ -5,8 +5,6 @@
 //! AVX (its state is not switched), RDTSCP and RDPID (TSC_AUX is not switched), MCE/MCA and MTRR (no MSRs
 //! behind them), PCID, LA57. Sources: AMD64 APM vol. 3, appendix E; Xen public/arch-x86/cpuid.h.
 
-use alloc::vec::Vec;
-
 /// Registers of one leaf: eax, ebx, ecx, edx.
 pub type Leaf = [u32; 4];
 
@@ -59,11 +57,35 @@ pub struct Guest {
     pub tsc_khz: u32,
 }
 
-/// The guest's CPUID.
+/// Leaves that are kept of each of the three ranges.
+const KEPT: usize = 16;
+/// Place of leaf 1, which holds the APIC number.
+const FEATURES: usize = 1;
+/// Place of leaf 7, which has subleaves; only the first is shown.
+const EXTENDED_FEATURES: usize = 7;
+/// Places of the Xen leaves 3, which has a subleaf, and 4, which holds the vCPU's number.
+const XEN_TIME: usize = KEPT + 3;
+/// See [`XEN_TIME`].
+const XEN_FEATURES: usize = KEPT + 4;
+/// Leaves whose answer is not just what is kept.
+const SPECIAL: u64 = 1 << FEATURES | 1 << EXTENDED_FEATURES | 1 << XEN_TIME | 1 << XEN_FEATURES;
+
+/// The guest's CPUID: all leaves, computed once; those that do not exist are zero.
 #[derive(Debug)]
 pub struct Cpuid {
-    leaves: Vec<((u32, u32), Leaf)>,
-    guest: Guest,
+    leaves: [Leaf; 3 * KEPT],
+}
+
+/// Where a leaf is kept.
+#[inline]
+fn place(leaf: u32) -> Option<usize> {
+    let range = match leaf & !(KEPT as u32 - 1) {
+        0 => 0,
+        XEN_BASE => KEPT,
+        EXTENDED_BASE => 2 * KEPT,
+        _ => return None,
+    };
+    Some(range + leaf as usize % KEPT)
 }
 
 impl Cpuid {
@@ -71,43 +93,53 @@ impl Cpuid {
     pub fn new(host: impl Fn(u32, u32) -> Leaf, guest: Guest) -> Self {
         let [host_max, ..] = host(0, 0);
         let [extended_max, ..] = host(EXTENDED_BASE, 0);
-        let mut leaves = Vec::new();
+        let mut leaves = [[0; 4]; 3 * KEPT];
+        let mut keep = |leaf, registers| {
+            if let Some(kept) = place(leaf).and_then(|place| leaves.get_mut(place)) {
+                *kept = registers;
+            }
+        };
         for leaf in 0..=BASIC_MAX.min(host_max) {
-            leaves.push(((leaf, 0), basic(leaf, host(leaf, 0), host_max)));
+            keep(leaf, basic(leaf, host(leaf, 0), host_max));
         }
         for leaf in EXTENDED_BASE..=EXTENDED_MAX.min(extended_max) {
-            leaves.push(((leaf, 0), extended(leaf, host(leaf, 0), extended_max)));
+            keep(leaf, extended(leaf, host(leaf, 0), extended_max));
         }
-        Self { leaves, guest }
+        for leaf in 0..=4 {
+            keep(XEN_BASE + leaf, xen(leaf, guest));
+        }
+        Self { leaves }
     }
 
     /// Answers `CPUID` of a vCPU with the given Xen number and APIC number. A leaf that does not exist
     /// answers zeros.
+    #[inline]
     pub fn answer(&self, leaf: u32, subleaf: u32, vcpu: u32, apic: u32) -> Leaf {
-        if (XEN_BASE..XEN_BASE + 5).contains(&leaf) {
-            return self.xen(leaf - XEN_BASE, subleaf, vcpu);
+        let Some(place) = place(leaf) else { return [0; 4] };
+        let Some(&registers) = self.leaves.get(place) else { return [0; 4] };
+        if SPECIAL >> place & 1 == 0 {
+            return registers;
         }
-        // Only leaf 7 has subleaves among those shown, and only its first.
-        let key = (leaf, if leaf == 7 { subleaf } else { 0 });
-        let found = self.leaves.iter().find(|(at, _)| *at == key);
-        let mut registers = found.map_or([0; 4], |(_, registers)| *registers);
-        if leaf == 1 {
-            registers[1] = registers[1] & 0x00ff_ffff | apic << 24;
-        }
-        registers
-    }
-
-    fn xen(&self, leaf: u32, subleaf: u32, vcpu: u32) -> Leaf {
-        match (leaf, subleaf) {
-            (0, _) => [XEN_BASE + 4, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e],
-            (1, _) => [XEN_VERSION, 0, 0, 0],
-            (2, _) => [1, HYPERCALL_MSR, 0, 0],
-            // Host TSC safe; TSC mode 2, never emulated; frequency.
-            (3, 0) => [1 << 1, 2, self.guest.tsc_khz, 0],
-            // vCPU and domain numbers are valid; no per-vCPU upcall vector: the plain path is cheaper.
-            (4, _) => [1 << 3 | 1 << 4, vcpu, self.guest.domid, 0],
+        let [eax, ebx, ecx, edx] = registers;
+        match place {
+            FEATURES => [eax, ebx & 0x00ff_ffff | apic << 24, ecx, edx],
+            XEN_FEATURES => [eax, vcpu, ecx, edx],
+            _ if subleaf == 0 => registers,
             _ => [0; 4],
         }
+    }
+}
+
+fn xen(leaf: u32, guest: Guest) -> Leaf {
+    match leaf {
+        0 => [XEN_BASE + 4, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e],
+        1 => [XEN_VERSION, 0, 0, 0],
+        2 => [1, HYPERCALL_MSR, 0, 0],
+        // Host TSC safe; TSC mode 2, never emulated; frequency.
+        3 => [1 << 1, 2, guest.tsc_khz, 0],
+        // vCPU and domain numbers are valid; no per-vCPU upcall vector: the plain path is cheaper.
+        4 => [1 << 3 | 1 << 4, 0, guest.domid, 0],
+        _ => [0; 4],
     }
 }
 
@@ -145,6 +177,7 @@ fn extended(leaf: u32, host: Leaf, host_max: u32) -> Leaf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     fn all_ones(leaf: u32, _: u32) -> Leaf {
         match leaf {
@@ -200,7 +233,11 @@ mod tests {
         assert_eq!((eax, name.as_slice()), (XEN_BASE + 4, b"XenVMMXenVMM".as_slice()));
         assert_eq!(policy.answer(XEN_BASE + 2, 0, 0, 0), [1, HYPERCALL_MSR, 0, 0]);
         assert_eq!(policy.answer(XEN_BASE + 3, 0, 0, 0), [2, 2, 2_000_000, 0]);
+        assert_eq!(policy.answer(XEN_BASE + 3, 1, 0, 0), [0; 4]);
         assert_eq!(policy.answer(XEN_BASE + 4, 0, 1, 2), [0x18, 1, 5, 0]);
+        for absent in [8, 0x10, 0x1000_0007, XEN_BASE + 5, XEN_BASE + 0x10, 0x8000_0010, 0xc000_0001] {
+            assert_eq!(policy.answer(absent, 0, 1, 2), [0; 4], "{absent:#x}");
+        }
         assert_eq!(policy.answer(XEN_BASE + 0x100, 0, 0, 0), [0; 4]);
         let [_, ebx, ecx, edx] = policy.answer(0, 0, 0, 0);
         let vendor: Vec<u8> = [ebx, edx, ecx].iter().flat_map(|r| r.to_le_bytes()).collect();

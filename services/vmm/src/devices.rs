@@ -3,7 +3,9 @@
 //! A device is served when its channel signalled or the guest notified its port. Invariant: before the
 //! vCPU is entered or the domain waits, every device's channel is armed (its peer signals the next
 //! message) or blocked on the guest (whose notification serves it again): no wake-up can be lost. A
-//! channel stays armed until its peer signals, so an exit that concerns no device costs one comparison.
+//! channel stays armed until its peer signals, and a device blocked until the guest notifies it, so an exit
+//! that concerns no device costs one comparison. While the guest's own requests are served the channel is
+//! not armed: a peer that answers at once does not have to signal.
 
 use alloc::vec::Vec;
 
@@ -64,6 +66,11 @@ pub struct Devices {
     all: u64,
     /// Devices whose channel needs nothing until it signals.
     armed: u64,
+    /// Devices that wait for the guest's notification.
+    blocked: u64,
+    /// Signals of each device's channel, and of all.
+    signals: Vec<(u32, u64)>,
+    all_signals: u64,
 }
 
 impl Devices {
@@ -85,7 +92,18 @@ impl Devices {
         for number in numbers {
             all |= 1u64 << number;
         }
-        Ok(Self { console, store, disks, vifs, handshakes: Vec::new(), all, armed: 0 })
+        Ok(Self {
+            console,
+            store,
+            disks,
+            vifs,
+            handshakes: Vec::new(),
+            all,
+            armed: 0,
+            blocked: 0,
+            signals: Vec::new(),
+            all_signals: 0,
+        })
     }
 
     /// Starts the handshakes with all frontends, whose nodes exist from now on.
@@ -98,7 +116,20 @@ impl Devices {
             self.store.backend.add(Class::Vif, *id);
             self.handshakes.push((Class::Vif, n));
         }
-        self.armed &= !(1 << device::XENSTORE);
+        self.stir(1 << device::XENSTORE);
+    }
+
+    /// These devices have to be looked at again.
+    #[inline]
+    fn stir(&mut self, devices: u64) {
+        self.armed &= !devices;
+        self.blocked &= !devices;
+    }
+
+    /// Collects the signals of all channels.
+    fn note_signals(&mut self) {
+        self.signals = bits(self.all).map(|number| (number, self.signals_of(number))).collect();
+        self.all_signals = self.signals.iter().fold(0, |all, (_, signals)| all | signals);
     }
 
     /// Uses a channel for the device that it belongs to: disk or interface `number` for blk and net.
@@ -120,12 +151,19 @@ impl Devices {
             }
             _ => return Err(ChannelError::Wiring("kind")),
         }
-        self.armed = 0;
+        self.stir(self.all);
+        self.note_signals();
         Ok(())
     }
 
     /// Lets go of the channel with this number, if a device has it; the device's number.
     pub fn detach(&mut self, channel: u32) -> Option<(ChannelKind, u32)> {
+        let detached = self.let_go(channel);
+        self.note_signals();
+        detached
+    }
+
+    fn let_go(&mut self, channel: u32) -> Option<(ChannelKind, u32)> {
         if self.console.link().is_some_and(|link| link.info().id == channel) {
             self.console.set_link(None);
             return Some((ChannelKind::GuestConsole, 0));
@@ -175,9 +213,14 @@ impl Devices {
 
     /// Serves the devices whose channels have one of the signals.
     pub fn signalled(&mut self, guest: &mut Guest, signals: u64) {
-        for number in bits(self.all) {
-            if self.signals_of(number) & signals != 0 {
-                self.armed &= !(1 << number);
+        if self.all_signals & signals == 0 {
+            return;
+        }
+        for n in 0..self.signals.len() {
+            if let Some(&(number, own)) = self.signals.get(n)
+                && own & signals != 0
+            {
+                self.stir(1 << number);
                 self.service(guest, number);
             }
         }
@@ -188,6 +231,8 @@ impl Devices {
     #[inline]
     pub fn catch_up(&mut self, guest: &mut Guest, waits: bool) {
         for number in bits(guest.take_put_off(waits)) {
+            self.stir(1 << number);
+            self.stay_awake(number);
             if let Found::Disk(disk) = self.find(number) {
                 disk.catch_up(guest);
             }
@@ -197,38 +242,41 @@ impl Devices {
     /// Serves until nothing is left to do: see the invariant above.
     #[inline]
     pub fn settle(&mut self, guest: &mut Guest) {
-        while guest.events.kicks != 0 || self.armed != self.all {
+        guest.events.kicks |= core::mem::take(&mut guest.events.later);
+        while guest.events.kicks != 0 || self.armed | self.blocked != self.all {
             self.settle_once(guest);
-            if guest.events.kicks == 0 && self.armed | self.blocked() == self.all {
-                break;
-            }
         }
     }
 
     fn settle_once(&mut self, guest: &mut Guest) {
         let kicks = core::mem::take(&mut guest.events.kicks) & self.all;
+        self.stir(kicks);
         for number in bits(kicks) {
+            self.stay_awake(number);
             match self.find(number) {
                 Found::Disk(disk) => disk.kicked(guest),
                 _ => self.service(guest, number),
             }
         }
-        for number in bits(self.all & !self.armed) {
+        for number in bits(self.all & !(self.armed | self.blocked)) {
             match self.prepare_sleep(number) {
                 Sleep::Armed => self.armed |= 1 << number,
-                Sleep::Blocked => {}
+                Sleep::Blocked => self.blocked |= 1 << number,
                 Sleep::Work => self.service(guest, number),
             }
         }
         self.act(guest);
     }
 
-    /// Devices that wait for the guest.
-    fn blocked(&mut self) -> u64 {
-        let unarmed = self.all & !self.armed;
-        bits(unarmed)
-            .filter(|&number| self.prepare_sleep(number) == Sleep::Blocked)
-            .fold(0, |set, n| set | 1 << n)
+    /// Takes the wish for a signal back: [`Self::prepare_sleep`] follows before anything waits.
+    fn stay_awake(&mut self, number: u32) {
+        match self.find(number) {
+            Found::Console => self.console.link().map(Client::stay_awake),
+            Found::Store => self.store.link().map(Client::stay_awake),
+            Found::Disk(disk) => disk.link().map(Client::stay_awake),
+            Found::Vif(vif) => vif.link().map(Client::stay_awake),
+            Found::Nothing => None,
+        };
     }
 
     /// Does what the handshakes ask for.
@@ -248,14 +296,14 @@ impl Devices {
     }
 
     fn connect(&mut self, guest: &mut Guest, handshake: usize, values: &crate::backend::Values) {
-        let [first, second, third] = values;
+        let [first, second, third, rest @ ..] = values;
         let result = match self.handshakes.get(handshake) {
             Some(&(Class::Vbd, n)) => match self.disks.get_mut(n) {
                 Some((disk, _)) => disk.connect(guest, first, second, third),
                 None => return,
             },
             Some(&(Class::Vif, n)) => match self.vifs.get_mut(n) {
-                Some((vif, _)) => vif.connect(guest, first, second, third),
+                Some((vif, _)) => vif.connect(guest, &crate::backend::vif_nodes(first, second, third, rest)),
                 None => return,
             },
             None => return,

@@ -6,6 +6,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use crate::errno::Errno;
 use crate::memory::Page;
@@ -77,6 +78,10 @@ pub struct Events {
     vcpus: Vec<VcpuInfo>,
     /// Devices whose port the guest notified, by number; whoever serves a device takes its bit.
     pub kicks: u64,
+    /// An upcall was announced that the guest was not seen to have taken.
+    has_news: Cell<bool>,
+    /// Devices that are to be served after the guest's next exit, or before it sleeps.
+    pub later: u64,
 }
 
 impl Events {
@@ -88,6 +93,8 @@ impl Events {
             shared_info,
             vcpus: (0..vcpus).map(info).collect(),
             kicks: 0,
+            has_news: Cell::new(false),
+            later: 0,
         }
     }
 
@@ -274,6 +281,7 @@ impl Events {
         if port.0 as usize >= PORTS {
             return;
         }
+        rt::counters::inc(proto::counters::PORTS_RAISED);
         let was_pending = self.shared_info.or_u64(PENDING + word(port), bit(port)) & bit(port) != 0;
         if !was_pending && self.shared_info.u64(MASK + word(port)) & bit(port) == 0 {
             self.select(port);
@@ -287,8 +295,15 @@ impl Events {
             let selector = 1u64 << (port.0 / 64 % 64);
             if info.page.or_u64(info.offset + PENDING_SEL, selector) & selector == 0 {
                 info.page.set_u8(info.offset + UPCALL_PENDING, 1);
+                self.has_news.set(true);
             }
         }
+    }
+
+    /// Whether an upcall may be due. It stays so until [`Self::has_upcall`] says that the guest took it.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.has_news.get()
     }
 
     /// Whether a port is pending, masked or not.
@@ -300,7 +315,9 @@ impl Events {
     /// Whether the vCPU is to take the upcall.
     #[inline]
     pub fn has_upcall(&self, vcpu: usize) -> bool {
-        self.vcpus.get(vcpu).is_some_and(|info| info.page.u8(info.offset + UPCALL_PENDING) != 0)
+        let is_due = self.vcpus.get(vcpu).is_some_and(|info| info.page.u8(info.offset + UPCALL_PENDING) != 0);
+        self.has_news.set(is_due);
+        is_due
     }
 
     /// VCPUOP_register_vcpu_info: the vcpu_info lives at `offset` of `page` from now on. Nothing that was
@@ -320,6 +337,7 @@ impl Events {
         *info = VcpuInfo { page, offset, is_registered: true };
         page.set_u64(offset + PENDING_SEL, u64::MAX);
         page.set_u8(offset + UPCALL_PENDING, 1);
+        self.has_news.set(true);
         Ok(())
     }
 

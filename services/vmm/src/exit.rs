@@ -5,7 +5,9 @@
 //! everywhere. Source: AMD64 APM vol. 2, appendix C (exit codes).
 
 use proto::abi::{INTERRUPT_PENDING, VcpuState, gpr};
+use proto::counters as count;
 use proto::toolstack::EndReason;
+use rt::counters;
 
 use crate::hypercall::{self, Done};
 use crate::inject;
@@ -45,17 +47,36 @@ const CODE_64: u32 = 1 << 9;
 const CODE_32: u32 = 1 << 10;
 
 impl<P: Platform> Machine<P> {
-    /// Handles the exit in `state`.
+    /// Handles the exit in `state`. What guests do often is decided here, the rest out of the way.
+    #[inline]
     pub fn handle_exit(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
-        self.take_events(vcpu, state);
-        let code = state.exit_code as u32;
-        if code != INVALID {
-            vcpu.invalid_at = None;
+        if vcpu.offered.is_some() || inject::is_valid(state.exit_int_info) {
+            self.take_events(vcpu, state);
         }
-        match code {
+        let was_invalid = core::mem::take(&mut vcpu.was_invalid);
+        match state.exit_code as u32 {
             VMMCALL => return self.vmmcall(vcpu, state),
-            HLT => return self.halt(vcpu, state),
             CPUID => self.cpuid(vcpu, state),
+            IOIO if self.plain_io(state) => counters::inc(count::EXIT_IOIO),
+            HLT => return self.halt(vcpu, state),
+            _ => return self.rare_exit(vcpu, state, was_invalid),
+        }
+        Outcome::Run
+    }
+
+    #[inline(never)]
+    fn rare_exit(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, was_invalid: bool) -> Outcome {
+        // Whatever it is may change what can be injected.
+        vcpu.has_news = true;
+        let code = state.exit_code as u32;
+        counters::inc(match code {
+            IOIO => count::EXIT_IOIO,
+            MSR => count::EXIT_MSR,
+            NPF => count::EXIT_NPF,
+            VINTR => count::EXIT_VINTR,
+            _ => count::EXIT_OTHER,
+        });
+        match code {
             MSR => self.msr(vcpu, state),
             IOIO => match self.io(state) {
                 IoDone::Run => {}
@@ -81,20 +102,25 @@ impl<P: Platform> Machine<P> {
             SHUTDOWN => {
                 return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
             }
-            INVALID => return invalid_state(vcpu, state),
+            INVALID => return invalid_state(vcpu, state, was_invalid),
             _ => return crash(format_args!("unexpected exit {code:#x}, rip {:#x}", state.rip)),
         }
         Outcome::Run
     }
 
-    /// What is to be done with the events that were on their way when the exit came.
-    #[inline]
-    fn take_events(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+    /// The local APIC's vector that was offered is in service if the guest took it.
+    fn take_offered(vcpu: &mut Vcpu, state: &VcpuState) {
         if let Some(vector) = vcpu.offered.take()
             && state.interrupt & INTERRUPT_PENDING == 0
         {
             vcpu.apic.accept(vector);
         }
+    }
+
+    /// What is to be done with the events that were on their way when the exit came.
+    #[inline(never)]
+    fn take_events(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        Self::take_offered(vcpu, state);
         let event = state.exit_int_info;
         if !inject::is_valid(event) {
             return;
@@ -110,16 +136,22 @@ impl<P: Platform> Machine<P> {
         }
     }
 
-    /// Offers the vCPU the interrupt that is due, before it is entered.
-    #[inline]
+    /// Offers the vCPU the interrupt that is due, before it is entered; needed again only when the machine
+    /// [is not settled](Self::is_settled).
     pub fn prepare_entry(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
         self.tick(vcpu);
+        // The guest may have taken it and been left for a signal, without an exit.
+        Self::take_offered(vcpu, state);
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
         vcpu.offered = vcpu.apic.next();
+        vcpu.has_news = vcpu.offered.is_some();
         let Some(vector) = vcpu.offered.or(upcall) else {
             state.interrupt = 0;
             return;
         };
+        if state.interrupt & INTERRUPT_PENDING == 0 {
+            counters::inc(count::INTERRUPTS_INJECTED);
+        }
         state.interrupt = u32::from(vector) | INTERRUPT_PENDING;
         // Between STI and HLT: some processors (QEMU's) would deliver here, and the HLT would then sleep
         // through what it was to wait for. The HLT counts as done.
@@ -132,7 +164,9 @@ impl<P: Platform> Machine<P> {
         }
     }
 
+    #[inline]
     fn vmmcall(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
+        counters::inc(count::EXIT_VMMCALL);
         let done = hypercall::dispatch(self, vcpu, state);
         match done {
             Done::Answer(_) => {
@@ -155,17 +189,21 @@ impl<P: Platform> Machine<P> {
                 sentence(format_args!("the guest halted all its CPUs")),
             );
         }
+        counters::inc(count::EXIT_HLT);
         self.skip(vcpu, state, 1);
         vcpu.wait = Wait::Interrupt;
         Outcome::Wait
     }
 
+    #[inline]
     fn cpuid(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
+        counters::inc(count::EXIT_CPUID);
         let (leaf, subleaf) = (state.gprs[gpr::RAX] as u32, state.gprs[gpr::RCX] as u32);
-        let answer = self.cpuid.answer(leaf, subleaf, vcpu.id, vcpu.apic.id());
-        for (index, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX].into_iter().zip(answer) {
-            state.gprs[index] = u64::from(value);
-        }
+        let [eax, ebx, ecx, edx] = self.cpuid.answer(leaf, subleaf, vcpu.id, vcpu.apic.id());
+        state.gprs[gpr::RAX] = u64::from(eax);
+        state.gprs[gpr::RBX] = u64::from(ebx);
+        state.gprs[gpr::RCX] = u64::from(ecx);
+        state.gprs[gpr::RDX] = u64::from(edx);
         self.skip(vcpu, state, 2);
     }
 
@@ -195,14 +233,15 @@ impl<P: Platform> Machine<P> {
     }
 
     /// Goes on behind an instruction whose opcode has `len` bytes, and perhaps prefixes in front.
+    #[inline]
     fn skip(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, len: u8) {
-        let (rip, cr3, measured) = vcpu.measured;
-        let total = if rip == state.rip && cr3 == state.cr3 && measured != 0 {
-            measured
-        } else {
-            let total = len + self.prefixes(state);
-            vcpu.measured = (state.rip, state.cr3, total);
-            total
+        let total = match vcpu.lengths.get(state.rip, state.cr3) {
+            Some(total) => total,
+            None => {
+                let total = len + self.prefixes(state);
+                vcpu.lengths.set(state.rip, state.cr3, total);
+                total
+            }
         };
         let next = state.rip.wrapping_add(u64::from(total));
         let is_long = state.cs_attributes & CODE_64 != 0;
@@ -210,6 +249,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// How many prefix bytes are in front of the instruction at `rip`.
+    #[inline(never)]
     fn prefixes(&self, state: &VcpuState) -> u8 {
         // Where the base is not zero the bytes cannot be found without the segment; such code has no
         // prefixes here in practice.
@@ -247,14 +287,14 @@ fn nested_fault(state: &VcpuState) -> Outcome {
 
 /// A state that the processor refuses. Where it does not raise #GP for a bad CR write itself, this does;
 /// if the guest cannot even take that, it is over.
-fn invalid_state(vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
-    if vcpu.invalid_at.is_some() {
+fn invalid_state(vcpu: &mut Vcpu, state: &mut VcpuState, was_invalid: bool) -> Outcome {
+    if was_invalid {
         return crash(format_args!(
             "invalid processor state: rip {:#x}, cr0 {:#x}, cr4 {:#x}, efer {:#x}",
             state.rip, state.cr0, state.cr4, state.efer
         ));
     }
-    vcpu.invalid_at = Some(state.rip);
+    vcpu.was_invalid = true;
     inject::general_protection(state);
     Outcome::Run
 }
@@ -293,7 +333,7 @@ mod tests {
         assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Wait);
         assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Interrupt));
         assert!(!machine.wakes(&mut vcpu));
-        vcpu.timer_ns = Some(500);
+        machine.set_timer(&mut vcpu, 500);
         machine.guest.callback = Some(0xf3);
         machine.guest.events.bind_virq(0, 0).unwrap();
         assert!(!machine.wakes(&mut vcpu));

@@ -82,6 +82,27 @@ impl FrontRing {
         Ok(self.available()? > 0)
     }
 
+    /// Asks for a notification when `count` requests wait; `true`: they do already.
+    ///
+    /// # Errors
+    /// [`BrokenRing`].
+    pub fn arm_for(&mut self, count: u32) -> Result<bool, BrokenRing> {
+        self.page.page.set_u32(REQ_EVENT, self.req_cons.wrapping_add(count));
+        fence(Ordering::SeqCst);
+        Ok(self.available()? >= count)
+    }
+
+    /// Number of the response that is the next to become visible.
+    pub fn published(&self) -> u32 {
+        self.rsp_published
+    }
+
+    /// Whether the guest wants to be notified of a response from number `since` on that is visible.
+    pub fn is_unseen(&self, since: u32) -> bool {
+        let event = self.page.page.u32(RSP_EVENT);
+        self.rsp_published.wrapping_sub(event) < self.rsp_published.wrapping_sub(since)
+    }
+
     /// Writes a response; [`Self::publish`] makes it visible.
     #[inline]
     pub fn respond(&mut self, response: &[u8]) {

@@ -213,16 +213,45 @@ pub struct Vcpu {
     pub apic: Apic,
     /// What it waits for.
     pub wait: Wait,
-    /// System time of its timer.
-    pub timer_ns: Option<u64>,
+    /// TSC at which its timer is due; 0: it is not set.
+    pub timer: u64,
     /// The vector of the local APIC that was offered at the last entry.
     pub offered: Option<u8>,
-    /// Where an invalid state was met last: the second time in a row there is no way on.
-    pub invalid_at: Option<u64>,
+    /// The last exit was for an invalid state: the second time in a row there is no way on.
+    pub was_invalid: bool,
     /// NB_CFG, which Linux writes and reads back.
     pub nb_cfg: u64,
-    /// The last instruction whose length was measured: address, CR3, length.
-    pub measured: (u64, u64, u8),
+    /// Something changed that [`Machine::prepare_entry`] or the timer depends on.
+    pub has_news: bool,
+    /// Lengths of the instructions that exited last.
+    pub lengths: Lengths,
+}
+
+/// Lengths of instructions that were measured, by address and CR3: a guest exits from few places.
+/// A guest that writes other code to the same place misleads only itself.
+#[derive(Debug)]
+pub struct Lengths([(u64, u64, u8); LENGTHS]);
+
+/// Places that [`Lengths`] keeps.
+const LENGTHS: usize = 16;
+
+impl Lengths {
+    #[inline]
+    fn index(rip: u64) -> usize {
+        (rip >> 2 ^ rip >> 8) as usize % LENGTHS
+    }
+
+    /// The length of the instruction at `rip`, if it was measured.
+    #[inline]
+    pub fn get(&self, rip: u64, cr3: u64) -> Option<u8> {
+        let (at, space, len) = self.0[Self::index(rip)];
+        (at == rip && space == cr3 && len != 0).then_some(len)
+    }
+
+    /// Keeps a length.
+    pub fn set(&mut self, rip: u64, cr3: u64, len: u8) {
+        self.0[Self::index(rip)] = (rip, cr3, len);
+    }
 }
 
 impl Vcpu {
@@ -232,11 +261,12 @@ impl Vcpu {
             id,
             apic: Apic::new(id * 2),
             wait: Wait::None,
-            timer_ns: None,
+            timer: 0,
             offered: None,
-            invalid_at: None,
+            was_invalid: false,
             nb_cfg: 0,
-            measured: (0, 0, 0),
+            has_news: true,
+            lengths: Lengths([(0, 0, 0); LENGTHS]),
         }
     }
 }
@@ -330,29 +360,37 @@ impl<P: Platform> Machine<P> {
     /// Raises the timer's VIRQ if its time has come.
     #[inline]
     pub fn tick(&mut self, vcpu: &mut Vcpu) {
-        if let Some(due) = vcpu.timer_ns
-            && self.now_ns() >= due
-        {
-            vcpu.timer_ns = None;
+        if vcpu.timer != 0 && self.platform.tsc() >= vcpu.timer {
+            vcpu.timer = 0;
             self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
         }
+    }
+
+    /// Sets the vCPU's timer to an absolute system time; one in the past fires at once.
+    pub fn set_timer(&mut self, vcpu: &mut Vcpu, until_ns: u64) {
+        vcpu.timer = self.guest.clock.tsc(until_ns);
+        vcpu.has_news = true;
+        self.tick(vcpu);
+    }
+
+    /// Whether the vCPU can be entered again as it left: no device was notified, nothing is to be injected
+    /// that was not before, no timer changed. The common answer, found by three words.
+    #[inline]
+    pub fn is_settled(&self, vcpu: &Vcpu) -> bool {
+        self.guest.events.kicks | self.guest.events.later == 0
+            && !self.guest.events.has_news()
+            && !vcpu.has_news
     }
 
     /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`], or a device its turn; 0: never.
     #[inline]
     pub fn deadline(&self, vcpu: &Vcpu) -> u64 {
+        let earlier = |a: u64, b: u64| if a == 0 || b == 0 { a | b } else { a.min(b) };
         let poll = match vcpu.wait {
-            Wait::Poll { until_ns, .. } if until_ns != 0 => Some(until_ns),
-            _ => None,
+            Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
+            _ => 0,
         };
-        let put_off = self.guest.put_off_until();
-        let due = match (vcpu.timer_ns, poll) {
-            (Some(timer), Some(poll)) => timer.min(poll),
-            (Some(due), None) | (None, Some(due)) => due,
-            (None, None) => return put_off,
-        };
-        let due = self.guest.clock.tsc(due);
-        if put_off == 0 { due } else { due.min(put_off) }
+        earlier(earlier(vcpu.timer, poll), self.guest.put_off_until())
     }
 }
 

@@ -48,6 +48,14 @@ enum Phase {
     Ended,
 }
 
+/// Why the vCPU does not run.
+enum Left {
+    /// Signals came.
+    Signals(u64),
+    /// It left, and something has to be looked at.
+    Exit(Outcome),
+}
+
 struct Vmm {
     env: rt::Env,
     info: &'static GuestInfo,
@@ -321,31 +329,46 @@ impl Vmm {
             self.devices.catch_up(&mut self.machine.guest, self.vcpu.wait != Wait::None);
             self.devices.settle(&mut self.machine.guest);
             if self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu) {
+                if self.machine.guest.events.later != 0 {
+                    continue;
+                }
                 self.set_timer();
                 return sys::event_wait(self.event).unwrap_or(u64::MAX);
             }
             self.machine.prepare_entry(&mut self.vcpu, self.state.get());
             self.set_timer();
+            match self.run_vcpu() {
+                Left::Signals(signals) => return signals,
+                // The next look at `wait` decides.
+                Left::Exit(Outcome::Run | Outcome::Wait) => {}
+                Left::Exit(Outcome::Yield) => {
+                    self.devices.settle(&mut self.machine.guest);
+                    let _never = sys::thread_yield();
+                }
+                Left::Exit(Outcome::End(reason, detail)) => {
+                    self.end(reason, detail);
+                    return 0;
+                }
+            }
+        }
+    }
+
+    /// Runs the vCPU and serves its exits for as long as they change nothing but its registers: no device,
+    /// interrupt, timer or wait is looked at in between.
+    fn run_vcpu(&mut self) -> Left {
+        loop {
             match sys::vcpu_run(self.vcpu_slot, self.event) {
                 Ok(0) => {}
-                Ok(signals) => return signals,
+                Ok(signals) => return Left::Signals(signals),
                 Err(error) => {
-                    self.end(EndReason::Crash, vmm::machine::sentence(format_args!("vcpu_run: {error:?}")));
-                    return 0;
+                    let detail = vmm::machine::sentence(format_args!("vcpu_run: {error:?}"));
+                    return Left::Exit(Outcome::End(EndReason::Crash, detail));
                 }
             }
             self.exits += 1;
             match self.machine.handle_exit(&mut self.vcpu, self.state.get()) {
-                // The next look at `wait` decides.
-                Outcome::Run | Outcome::Wait => {}
-                Outcome::Yield => {
-                    self.devices.settle(&mut self.machine.guest);
-                    let _never = sys::thread_yield();
-                }
-                Outcome::End(reason, detail) => {
-                    self.end(reason, detail);
-                    return 0;
-                }
+                Outcome::Run if self.machine.is_settled(&self.vcpu) => {}
+                outcome => return Left::Exit(outcome),
             }
         }
     }

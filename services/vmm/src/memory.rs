@@ -175,6 +175,21 @@ impl GuestMemory {
         self.ram_page(gfn)
     }
 
+    /// The aligned word at a guest-physical address, as [`Self::page`] and [`Page::u64`] have it: what a walk
+    /// of the guest's page tables does at each level.
+    #[inline]
+    pub fn word(&self, gpa: GuestPhys) -> Option<u64> {
+        if self.filter & (1 << (gpa.gfn().0 % 64)) == 0 {
+            for (start, memory) in &self.ram {
+                let offset = gpa.0.wrapping_sub(*start);
+                if offset < memory.len() as u64 {
+                    return memory.read_u64(offset as usize).ok();
+                }
+            }
+        }
+        self.page(gpa.gfn()).map(|page| page.u64(gpa.offset()))
+    }
+
     /// The RAM frame at `gfn`, whatever is mapped over it.
     #[inline]
     fn ram_page(&self, gfn: Gfn) -> Option<Page> {
@@ -313,6 +328,14 @@ pub mod tests {
         assert!(memory.page(Gfn(0x10000)).is_none());
         memory.set_overlay(0, Some(Gfn(0x10000)));
         assert!(memory.page(Gfn(0x10000)).is_some());
+        memory.page(Gfn(0x10000)).unwrap().set_u64(8, 7);
+        assert_eq!(
+            (memory.word(GuestPhys(0x1000_0008)), memory.word(GuestPhys(0x1000_1000))),
+            (Some(7), None)
+        );
+        memory.write(GuestPhys(0x3ff8), &[1; 8]).unwrap();
+        assert_eq!(memory.word(GuestPhys(0x3ff8)), Some(0x0101_0101_0101_0101));
+        assert_eq!((memory.word(GuestPhys(0x4000)), memory.word(GuestPhys(u64::MAX - 7))), (None, None));
         assert_eq!(memory.read(GuestPhys(0x3ffc), &mut [0; 8]), Err(Unbacked));
         assert_eq!(memory.write(GuestPhys(u64::MAX - 2), &[0; 8]), Err(Unbacked));
         assert!(memory.page(Gfn(u64::MAX)).is_none());

@@ -67,7 +67,31 @@ pub enum IoDone {
     Senseless,
 }
 
+/// Bits of EXITINFO1: IN, string, and the three sizes.
+const IN: u64 = 1;
+const STRING: u64 = 4;
+const SIZES: u64 = 7 << 4;
+
 impl<P: Platform> Machine<P> {
+    /// Serves an IN from a port that nothing is behind, which is what guests probe; `false`: it is something
+    /// else, for [`Self::io`].
+    #[inline]
+    pub fn plain_io(&self, state: &mut VcpuState) -> bool {
+        let info = state.exit_info1;
+        if info & (IN | STRING) != IN || (info >> 16) as u16 == PIT_COUNTER_2 {
+            return false;
+        }
+        let rax = &mut state.gprs[gpr::RAX];
+        *rax = match (info & SIZES) >> 4 {
+            1 => *rax | 0xff,
+            2 => *rax | 0xffff,
+            4 => 0xffff_ffff,
+            _ => return false,
+        };
+        inject::finish_at(state, state.exit_info2);
+        true
+    }
+
     /// Serves an IOIO exit.
     pub fn io(&mut self, state: &mut VcpuState) -> IoDone {
         let Some(io) = decode(state.exit_info1) else { return IoDone::Senseless };

@@ -80,9 +80,8 @@ impl Paging {
         let mut allowed = WRITABLE | USER;
         for level in (0..4u32).rev() {
             let shift = 12 + 9 * level;
-            let index = (linear >> shift & 0x1ff) as usize;
-            let page = memory.page(GuestPhys(table).gfn()).ok_or(fault(false))?;
-            let entry = page.u64(index * 8);
+            let index = linear >> shift & 0x1ff;
+            let entry = memory.word(GuestPhys(table | index << 3)).ok_or(fault(false))?;
             if entry & PRESENT == 0 {
                 return Err(fault(false));
             }

@@ -12,12 +12,15 @@ use proto::net::{BUFFER_SIZE, BUFFERS, FRAME_MAX, Net, POOL_SIZE, Request, Respo
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::phy::{RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet};
 
 /// First receive buffer in the pool.
 const RECEIVE_BASE: u32 = (POOL_SIZE / 2) as u32;
-/// Where the checksum stands in a TCP header.
-const TCP_CHECKSUM: usize = 16;
+/// Bytes of the Ethernet, IPv4 and TCP headers that smoltcp writes, options left out.
+const HEADERS: usize = 14 + 20 + 20;
+/// Where the TCP checksum stands behind them.
+const TCP_CHECKSUM: usize = 14 + 20 + 16;
+/// TCP's number in an IPv4 header.
+const TCP: u8 = 6;
 
 const _: () = assert!(BUFFERS == u128::BITS as usize);
 
@@ -62,6 +65,8 @@ struct Outward<L> {
     /// Send buffers that are free, by number.
     free: u128,
     frame: Box<[u8]>,
+    /// A frame of the greatest length was sent since this was asked for: there may be more where it came from.
+    is_bulk: bool,
 }
 
 /// The port.
@@ -86,7 +91,7 @@ impl<L: Link> Port<L> {
     /// A port that asks netback to open it.
     pub fn new(link: L) -> Self {
         let buffer = || alloc::vec![0; usize::from(FRAME_MAX)].into_boxed_slice();
-        let outward = Outward { link, is_gone: false, free: u128::MAX, frame: buffer() };
+        let outward = Outward { link, is_gone: false, free: u128::MAX, frame: buffer(), is_bulk: false };
         let waiting = VecDeque::with_capacity(BUFFERS);
         let mut port = Self { outward, state: State::Opening, waiting, frame: buffer() };
         port.outward.send(&Request::Open);
@@ -131,6 +136,12 @@ impl<L: Link> Port<L> {
                 }
             }
         }
+    }
+
+    /// Whether a frame of the greatest length was sent since the last question: there may be more where it
+    /// came from.
+    pub fn has_sent_bulk(&mut self) -> bool {
+        core::mem::take(&mut self.outward.is_bulk)
     }
 
     fn can_send(&self) -> bool {
@@ -197,7 +208,8 @@ pub struct Sending<'a, L>(&'a mut Outward<L>);
 
 impl<L: Link> TxToken for Sending<'_, L> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Outward { link, free, frame, .. } = self.0;
+        let Outward { link, free, frame, is_bulk, .. } = self.0;
+        *is_bulk |= len == usize::from(FRAME_MAX);
         // smoltcp keeps to the MTU.
         let frame = frame.get_mut(..len).unwrap_or_default();
         let result = f(frame);
@@ -215,22 +227,17 @@ impl<L: Link> TxToken for Sending<'_, L> {
 
 /// Writes the pseudo-header's sum to a TCP segment; `false`: it is none.
 fn seed_checksum(frame: &mut [u8]) -> bool {
-    let Ok(mut ethernet) = EthernetFrame::new_checked(frame) else { return false };
-    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+    let Some((headers, data)) = frame.split_first_chunk_mut::<HEADERS>() else { return false };
+    let [.., 0x08, 0x00, 0x45, _, _, _, _, _, _, _, _, TCP, _, _, a, b, c, d, e, f, g, h] = headers[..34]
+    else {
         return false;
-    }
-    let Ok(mut packet) = Ipv4Packet::new_checked(ethernet.payload_mut()) else { return false };
-    if packet.next_header() != IpProtocol::Tcp {
-        return false;
-    }
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair[1]);
-    let (source, destination) = (packet.src_addr().octets(), packet.dst_addr().octets());
-    let addresses = source.chunks_exact(2).chain(destination.chunks_exact(2)).map(word).sum::<u32>();
-    let segment = packet.payload_mut();
-    let sum = addresses + u32::from(u8::from(IpProtocol::Tcp)) + u32::try_from(segment.len()).unwrap_or(0);
+    };
+    let word = |high, low| u32::from(u16::from_be_bytes([high, low]));
+    let addresses = word(a, b) + word(c, d) + word(e, f) + word(g, h);
+    let segment = headers[34..].len() + data.len();
+    let sum = addresses + u32::from(TCP) + u32::try_from(segment).unwrap_or(0);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    let Some(field) = segment.get_mut(TCP_CHECKSUM..TCP_CHECKSUM + 2) else { return false };
-    field.copy_from_slice(&(sum as u16).to_be_bytes());
+    headers[TCP_CHECKSUM..TCP_CHECKSUM + 2].copy_from_slice(&(sum as u16).to_be_bytes());
     true
 }

@@ -50,10 +50,14 @@ impl Session {
     /// Does what can be done now; the socket is connected.
     pub fn advance(&mut self, socket: &mut Socket<'_>) {
         while self.step(socket) {}
-        let waits_for_client = matches!(self.work, Work::Request | Work::Take(_) | Work::Echo(_));
-        if waits_for_client && socket.state() == State::CloseWait && !socket.can_recv() {
+        if socket.state() == State::CloseWait && self.needs_input() && !socket.can_recv() {
             socket.close();
         }
+    }
+
+    /// Whether the client has to send something first.
+    fn needs_input(&self) -> bool {
+        matches!(self.work, Work::Request | Work::Take(1..) | Work::Echo(1..))
     }
 
     /// One step; `false`: nothing can be done.
@@ -80,6 +84,7 @@ impl Session {
                 true
             }
             Work::Take(0) => self.next(Work::Confirm),
+            _ if !socket.can_recv() && self.needs_input() => false,
             Work::Take(left) => {
                 let taken = socket.recv(|bytes| (part(bytes.len(), left), part(bytes.len(), left)));
                 let taken = taken.unwrap_or(0);
@@ -99,12 +104,19 @@ impl Session {
                 given > 0
             }
             Work::Echo(left) => {
-                let mut bytes = [0; ECHO];
+                let mut buffer = [0; ECHO];
                 let room = socket.send_capacity().saturating_sub(socket.send_queue());
                 let most = part(ECHO.min(room), left);
-                let echoed = socket.recv_slice(bytes.get_mut(..most).unwrap_or_default()).unwrap_or(0);
+                let received = socket.recv(|bytes| {
+                    let len = most.min(bytes.len());
+                    if let (Some(to), Some(from)) = (buffer.get_mut(..len), bytes.get(..len)) {
+                        to.copy_from_slice(from);
+                    }
+                    (len, len)
+                });
+                let echoed = received.unwrap_or(0);
                 // There is room for them; a connection that the client broke off answers nothing.
-                let _sent = socket.send_slice(bytes.get(..echoed).unwrap_or_default());
+                let _sent = socket.send_slice(buffer.get(..echoed).unwrap_or_default());
                 self.work = Work::Echo(left.saturating_sub(echoed as u64));
                 echoed > 0
             }

@@ -1,9 +1,13 @@
-//! The station: its interface and its sockets.
+//! The station: its interface, its sockets, and what they serve.
+//!
+//! smoltcp looks at every socket of its set for every frame, so the set has no more than the connections that
+//! there are and one socket per port that waits for the next one; the others lie aside.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::Socket as AnySocket;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
@@ -37,13 +41,23 @@ pub struct Address {
     pub closing_port: u16,
 }
 
-/// A socket and what it is for.
+/// What is done at a TCP port.
+#[derive(Debug)]
+struct Service {
+    port: u16,
+    is_closing: bool,
+    /// The socket that waits for the next client.
+    waiting: Option<SocketHandle>,
+    spare: Vec<Socket<'static>>,
+}
+
+/// A client.
 #[derive(Debug)]
 struct Connection {
     socket: SocketHandle,
-    port: u16,
-    /// `None`: at the closing port.
-    session: Option<Session>,
+    /// Index of its service.
+    service: usize,
+    session: Session,
 }
 
 /// The station.
@@ -51,6 +65,7 @@ pub struct Station<L: Link> {
     port: Port<L>,
     interface: Interface,
     sockets: SocketSet<'static>,
+    services: [Service; 2],
     connections: Vec<Connection>,
 }
 
@@ -70,9 +85,10 @@ fn socket(buffer: usize) -> Socket<'static> {
 }
 
 /// Whether a connection in this state needs no more from the station. Clients do not use a port again at
-/// once, so none is kept to wait for stray segments.
-fn is_over_in(state: State) -> bool {
-    matches!(state, State::Closed | State::TimeWait)
+/// once, so none is kept to wait for stray segments; and a client that broke off before it was connected
+/// leaves a socket that listens.
+fn is_over(state: State) -> bool {
+    matches!(state, State::Closed | State::TimeWait | State::Listen)
 }
 
 impl<L: Link> Station<L> {
@@ -85,18 +101,18 @@ impl<L: Link> Station<L> {
             // There is room for one.
             let _full = addresses.push(IpCidr::Ipv4(address.ip));
         });
-        let mut sockets = SocketSet::new(Vec::with_capacity(CONNECTIONS + CLOSING));
-        let mut connections = Vec::with_capacity(CONNECTIONS + CLOSING);
-        for number in 0..CONNECTIONS + CLOSING {
-            let is_served = number < CONNECTIONS;
-            connections.push(Connection {
-                socket: sockets.add(socket(if is_served { BUFFER } else { SMALL })),
-                port: if is_served { address.port } else { address.closing_port },
-                session: is_served.then(Session::default),
-            });
-        }
-        let mut station = Self { port, interface, sockets, connections };
-        station.renew();
+        let service = |port, is_closing, count, buffer| {
+            let spare = (0..count).map(|_| socket(buffer)).collect();
+            Service { port, is_closing, waiting: None, spare }
+        };
+        let services = [
+            service(address.port, false, CONNECTIONS, BUFFER),
+            service(address.closing_port, true, CLOSING, SMALL),
+        ];
+        let sockets = SocketSet::new(Vec::with_capacity(CONNECTIONS + CLOSING));
+        let connections = Vec::with_capacity(CONNECTIONS + CLOSING);
+        let mut station = Self { port, interface, sockets, services, connections };
+        station.listen();
         station
     }
 
@@ -114,16 +130,19 @@ impl<L: Link> Station<L> {
             if received == PollIngressSingleResult::None {
                 break;
             }
+            self.accept();
         }
-        let is_over = self.serve();
+        let has_ended = self.serve();
         loop {
             let sent = self.interface.poll_egress(now, &mut self.port, &mut self.sockets);
-            if sent == PollResult::None {
+            // One frame of each connection is sent at a time; after a short one there is no other.
+            if sent == PollResult::None || !self.port.has_sent_bulk() {
                 break;
             }
         }
-        if is_over {
-            self.renew();
+        if has_ended {
+            self.clear();
+            self.listen();
         }
     }
 
@@ -133,33 +152,65 @@ impl<L: Link> Station<L> {
         Some(u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1000))
     }
 
-    /// Answers on every connection; `true`: some are over, but for their last segment.
-    fn serve(&mut self) -> bool {
-        let mut is_over = false;
-        for connection in &mut self.connections {
-            let socket = self.sockets.get_mut::<Socket<'_>>(connection.socket);
-            match socket.state() {
-                State::Established | State::CloseWait => match &mut connection.session {
-                    Some(session) => session.advance(socket),
-                    None => socket.close(),
-                },
-                _ => {}
-            }
-            is_over |= is_over_in(socket.state());
+    /// Waits for clients at every port that has a socket left.
+    fn listen(&mut self) {
+        for service in self.services.iter_mut().filter(|service| service.waiting.is_none()) {
+            let Some(mut socket) = service.spare.pop() else { continue };
+            // The port is not 0, and the socket is closed.
+            let _listening = socket.listen(service.port);
+            service.waiting = Some(self.sockets.add(socket));
         }
-        is_over
     }
 
-    /// Waits for new clients on the sockets whose connections are over.
-    fn renew(&mut self) {
-        for connection in &mut self.connections {
-            let socket = self.sockets.get_mut::<Socket<'_>>(connection.socket);
-            if is_over_in(socket.state()) {
-                socket.abort();
-                // The port is not 0, and the socket is closed.
-                let _listening = socket.listen(connection.port);
-                connection.session = connection.session.take().map(|_| Session::default());
+    /// Takes the client that the last frame brought, if it did.
+    fn accept(&mut self) {
+        let mut is_new = false;
+        for (index, service) in self.services.iter_mut().enumerate() {
+            let Some(handle) = service.waiting else { continue };
+            if self.sockets.get::<Socket<'_>>(handle).state() != State::Listen {
+                let session = Session::default();
+                self.connections.push(Connection { socket: handle, service: index, session });
+                service.waiting = None;
+                is_new = true;
             }
         }
+        if is_new {
+            self.listen();
+        }
+    }
+
+    /// Answers on every connection; `true`: some are over, but for their last segment.
+    fn serve(&mut self) -> bool {
+        let mut has_ended = false;
+        for Connection { socket, service, session } in &mut self.connections {
+            let socket = self.sockets.get_mut::<Socket<'_>>(*socket);
+            if matches!(socket.state(), State::Established | State::CloseWait) {
+                if self.services.get(*service).is_some_and(|service| service.is_closing) {
+                    socket.close();
+                } else {
+                    session.advance(socket);
+                }
+            }
+            has_ended |= is_over(socket.state());
+        }
+        has_ended
+    }
+
+    /// Lays the sockets of the connections that are over aside.
+    fn clear(&mut self) {
+        let (sockets, services) = (&mut self.sockets, &mut self.services);
+        self.connections.retain(|connection| {
+            if !is_over(sockets.get::<Socket<'_>>(connection.socket).state()) {
+                return true;
+            }
+            #[allow(irrefutable_let_patterns, reason = "depends on what else smoltcp is built with")]
+            if let AnySocket::Tcp(mut socket) = sockets.remove(connection.socket)
+                && let Some(service) = services.get_mut(connection.service)
+            {
+                socket.abort();
+                service.spare.push(socket);
+            }
+            false
+        });
     }
 }

@@ -563,7 +563,7 @@ fn a_domains_counters_are_read_from_its_own_page_and_nobody_elses() {
 fn records(system: &mut TestSystem, from: u64) -> (u64, Vec<u64>) {
     system.on_builder(Request::TraceRead { from });
     match answers(system).pop() {
-        Some(Response::Records { first, records }) => {
+        Some(Response::Records { first, records, .. }) => {
             assert!(records.iter().all(|r| r.thread == 7 && r.cpu == 0 && u64::from(r.kind) == r.tsc - 1000));
             (first, records.iter().map(|r| r.tsc - 1000).collect())
         }

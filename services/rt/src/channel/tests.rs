@@ -120,7 +120,9 @@ fn garbage_in_a_slot_and_wild_indices_are_errors() {
     let responses = 4096 + Supervise::SLOTS * Supervise::SLOT_SIZE;
     let slots = Region { addr: memory.0.as_ptr() as u64 + responses as u64, len: 8 };
     crate::shared::Shared::from_region(slots).write_u64(0, u64::MAX).unwrap();
-    assert_eq!(client.receive(), Err(ChannelError::Message));
+    assert_eq!(client.receive(), Err(ChannelError::Message), "no such length");
+    crate::shared::Shared::from_region(slots).write_u64(0, u64::MAX << 16 | 6).unwrap();
+    assert_eq!(client.receive(), Err(ChannelError::Message), "no such message");
     memory.header().responses.produced.0.store(1000, Ordering::Relaxed);
     assert_eq!(client.receive(), Err(ChannelError::Ring(RingError::Index)));
     assert_eq!(client.prepare_sleep(), Err(ChannelError::Ring(RingError::Index)));

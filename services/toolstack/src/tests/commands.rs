@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 use proto::builder;
-use proto::console::{OperatorRequest, OperatorResponse};
+use proto::console::{OperatorRequest, OperatorResponse, Order};
 use proto::text::Text;
 use proto::toolstack::{EndReason, Request as GuestRequest};
 
@@ -43,7 +43,7 @@ fn facts_about_the_machine() {
     assert_eq!(status, Some(0));
     assert!(text.contains("total_memory           : 1024\n"), "{text}");
     let (text, _) = world.command("xl uptime");
-    assert!(text.contains("(machine)                            -  0:01:01\n"), "{text}");
+    assert!(text.contains("(machine)                            -  0:01:04\n"), "{text}");
     assert!(text.contains("web                                 10  0:00:03\n"), "{text}");
     assert_eq!(world.command("xl uptime db").0.lines().count(), 2);
 }
@@ -192,7 +192,7 @@ fn a_guest_can_be_destroyed_in_every_phase_of_its_start() {
         }
         world.next_id += 1;
         let line = Text::truncated("xl destroy web");
-        world.toolstack.operator_message(&OperatorRequest { id: world.next_id, line });
+        world.toolstack.operator_message(&OperatorRequest { id: world.next_id, order: Order::Run(line) });
         world.run();
         let (text, status) = world.result(world.next_id);
         // Before the list of domains arrived there is no guest yet; the command says so.
@@ -322,4 +322,136 @@ proptest! {
         prop_assert!(world.domains.is_empty());
         prop_assert!(world.store.is_empty(), "{:?}", world.store);
     }
+}
+
+#[test]
+fn counters_of_all_domains_or_of_one() {
+    let mut world = two();
+    world.advance(3 * SECOND);
+    let (text, status) = world.command("xl counters web");
+    assert_eq!(status, Some(0));
+    let row = |name: &str| text.lines().find(|line| line.contains(name)).map(String::from);
+    assert_eq!(text.lines().count(), 1 + (0..512).filter_map(proto::counters::Name::of).count());
+    assert!(row("exit_cpuid").is_some_and(|row| row.starts_with("web ") && row.ends_with(" 3")), "{text}");
+    let (json, _) = world.command("xl counters -l");
+    assert!(
+        json.starts_with("[\n    {\"domid\": 1, \"name\": \"init\", \"is_guest\": false, \"thread\": 10, ")
+    );
+    assert!(json.contains("\"kernel\": {\"cpu_time_ns\": 0, \"dispatches\": 0, "), "{json}");
+    assert!(json.contains("\"counters\": {\"signals_sent\": 3, ") && json.ends_with("}}\n]\n"), "{json}");
+    let missing = ("Error: Domain 'nobody' does not exist.\n".into(), Some(1));
+    assert_eq!(world.command("xl counters nobody"), missing);
+}
+
+#[test]
+fn top_prints_the_rates_between_samples_and_ends_by_itself() {
+    let mut world = two();
+    let id = world.type_line("xl top -b -d 2 -i 2");
+    assert_eq!(world.result(id), (String::new(), None));
+    assert_eq!(world.toolstack.next_deadline(), Some(2 * SECOND));
+    world.advance(2 * SECOND);
+    let (text, status) = world.result(id);
+    // Every counter of every domain grew by 2 in 2 s.
+    assert!(
+        text.contains(
+            "web              10     0.0      0.0   65537       0       0       1       1       2\n"
+        )
+    );
+    assert!(text.contains(" cpuid 1 hlt 1 ioio 1\n"), "{text}");
+    assert_eq!(status, None);
+    world.advance(2 * SECOND);
+    let (text, status) = world.result(id);
+    assert_eq!((text.matches("xl top: 4 domains").count(), status), (2, Some(0)));
+    assert_eq!(world.toolstack.next_deadline(), None);
+    assert!(!world.operator.iter().any(|answer| matches!(answer, OperatorResponse::Page { .. })));
+}
+
+#[test]
+fn top_shows_pages_until_a_key_ends_it_whatever_it_waits_for() {
+    let mut world = two();
+    let pages = |world: &World| {
+        world.operator.iter().filter(|answer| matches!(answer, OperatorResponse::Page { .. })).count()
+    };
+    let id = world.type_line("xl top");
+    world.advance(SECOND);
+    // A domain that comes and one that goes are no trouble.
+    world.command("xl destroy db");
+    world.advance(SECOND);
+    assert_eq!((pages(&world), world.result(id).1), (2, None));
+    world.toolstack.operator_message(&OperatorRequest { id, order: Order::Stop });
+    world.run();
+    assert_eq!(world.result(id).1, Some(0));
+    world.advance(10 * SECOND);
+    assert_eq!(pages(&world), 2);
+    // Ended while the builder was being asked.
+    world.next_id += 1;
+    let id = world.next_id;
+    let line = Text::truncated("xl top");
+    world.toolstack.operator_message(&OperatorRequest { id, order: Order::Run(line) });
+    world.step();
+    for id in [id, id, 77] {
+        world.toolstack.operator_message(&OperatorRequest { id, order: Order::Stop });
+    }
+    world.run();
+    assert_eq!(world.result(id), (String::new(), Some(0)));
+    assert_eq!(world.toolstack.next_deadline(), None);
+    // A command that does something is not ended by it.
+    world.obedient = false;
+    let id = world.type_line("xl shutdown -w web");
+    world.toolstack.operator_message(&OperatorRequest { id, order: Order::Stop });
+    world.run();
+    assert_eq!(world.result(id).1, None);
+}
+
+#[test]
+fn a_trace_is_started_stopped_and_dumped_with_names_and_what_was_lost() {
+    let mut world = two();
+    assert_eq!(world.command("xl trace dump"), ("there is no trace\n".into(), Some(1)));
+    let (text, status) = world.command("xl trace start 1000");
+    let started = "trace running: 0 records written, 0 overwritten, room for 1000\n";
+    assert_eq!((text.as_str(), status), (started, Some(0)));
+    world.trace.written = 1250;
+    assert!(
+        world.command("xl trace stop").0.starts_with("trace stopped: 1250 records written, 250 overwritten")
+    );
+    let (text, status) = world.command("xl trace dump");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], status), ("# tsc_khz 1000000", Some(0)));
+    assert_eq!(lines[1..3], ["# thread 10 domain 1 service init", "# thread 20 domain 2 service console"]);
+    assert_eq!(lines[3], "# thread 100 domain 10 guest web");
+    assert_eq!((lines[5], lines[1004]), ("250 signal 0 10 14 64", "1249 signal 0 10 14 64"));
+    assert_eq!(lines[1005..], ["# end: 1000 records, 250 overwritten"]);
+    assert_eq!(world.command("xl trace free").1, Some(0));
+    // One that runs is printed up to where it was when the dump began.
+    world.command("xl trace start 100");
+    world.trace.written = 90;
+    let (text, status) = world.command("xl trace dump");
+    assert!(text.ends_with("\n89 signal 0 10 14 64\n# end: 90 records, 0 overwritten\n"), "{text}");
+    assert_eq!(status, Some(0));
+}
+
+#[test]
+fn a_dump_goes_no_faster_than_the_console_and_can_be_given_up() {
+    let mut world = two();
+    world.command("xl trace start 1000000");
+    world.command("xl trace stop");
+    world.trace.written = 100_000;
+    world.next_id += 1;
+    let id = world.next_id;
+    let line = Text::truncated("xl trace dump");
+    world.toolstack.operator_message(&OperatorRequest { id, order: Order::Run(line) });
+    // The console takes nothing.
+    while let Some(request) = world.toolstack.builder_out().pop_front() {
+        world.build(request);
+    }
+    let waiting = world.toolstack.operator_out().len();
+    assert!((32..64).contains(&waiting), "{waiting}");
+    assert_eq!(world.toolstack.next_deadline(), None);
+    world.toolstack.operator_out().clear();
+    // It has room again: nobody has to say so.
+    assert_eq!(world.toolstack.next_deadline(), Some(world.now));
+    world.toolstack.operator_message(&OperatorRequest { id, order: Order::Stop });
+    world.run();
+    assert_eq!(world.result(id).1, Some(0));
+    assert_eq!(world.toolstack.next_deadline(), None);
 }

@@ -6,8 +6,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use proto::builder::{self, DomainStat, DomainState, MachineStat};
-use proto::console::{OperatorRequest, OperatorResponse};
+use proto::builder::{self, Activity, DomainStat, DomainState, MachineStat, TraceRecord, TraceStat};
+use proto::console::{OperatorRequest, OperatorResponse, Order};
 use proto::text::{Bytes, Text};
 use proto::toolstack::{
     EndReason, GuestConfig as BootGuest, Request as GuestRequest, Resource, Response as FromGuest,
@@ -44,6 +44,7 @@ struct World {
     /// Writes to paths with this in them are refused.
     store_refuses: Option<&'static str>,
     next_id: u32,
+    trace: TraceStat,
 }
 
 fn config(name: &str, more: &str, is_autostart: bool) -> BootConfig {
@@ -80,6 +81,7 @@ impl World {
             starts: true,
             store_refuses: None,
             next_id: 0,
+            trace: TraceStat::default(),
         }
     }
 
@@ -179,6 +181,7 @@ impl World {
                             vcpus: 1,
                             state: DomainState::Blocked,
                             time_us: 0,
+                            activity: Activity { thread: domid * 10, ..Activity::default() },
                         },
                     },
                 }
@@ -190,8 +193,46 @@ impl World {
                 bundle_kib: 1,
                 cpus: 1,
                 tsc_khz: 1_000_000,
-                uptime_us: 61_000_000,
+                uptime_us: 61_000_000 + self.now / 1000,
+                idle_us: 0,
+                context_switches: 0,
+                interrupts: 0,
             }),
+            Request::Counters { domid } => {
+                let known = domid < 10 || self.domains.contains_key(&domid);
+                let mut values = proto::text::List::new();
+                (0..proto::counters::COUNT).for_each(|_| values.push(self.now / SECOND).unwrap());
+                let reason = Text::truncated("there is no such domain");
+                if known { Response::Counters { domid, values } } else { Response::Refused { reason } }
+            }
+            Request::TraceStart { kib } => {
+                self.trace = TraceStat { is_running: true, capacity: u64::from(kib), written: 0 };
+                Response::Trace(self.trace)
+            }
+            Request::TraceStop => {
+                self.trace.is_running = false;
+                Response::Trace(self.trace)
+            }
+            Request::TraceDrop => {
+                self.trace = TraceStat::default();
+                Response::Trace(self.trace)
+            }
+            Request::TraceRead { from } => {
+                let TraceStat { is_running, capacity, written } = self.trace;
+                if capacity == 0 {
+                    let reason = Text::truncated("there is no trace");
+                    self.toolstack.builder_message(Response::Refused { reason });
+                    return;
+                }
+                let first = from.max(written.saturating_sub(capacity));
+                let mut records = proto::text::List::new();
+                for tsc in (first..written).take(builder::RECORDS_MAX) {
+                    records.push(TraceRecord { tsc, kind: 2, cpu: 0, thread: 10, a: 20, b: 100 }).unwrap();
+                }
+                // A trace that runs grows with every look at it.
+                self.trace.written += if is_running { 50 } else { 0 };
+                Response::Records { first, written, records }
+            }
             Request::PowerOff { status } => {
                 self.power_off = Some(status);
                 return;
@@ -246,7 +287,7 @@ impl World {
     fn type_line(&mut self, line: &str) -> u32 {
         self.next_id += 1;
         let id = self.next_id;
-        self.toolstack.operator_message(&OperatorRequest { id, line: Text::truncated(line) });
+        self.toolstack.operator_message(&OperatorRequest { id, order: Order::Run(Text::truncated(line)) });
         self.run();
         id
     }

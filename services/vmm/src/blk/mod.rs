@@ -5,9 +5,6 @@
 //! that they can be sent again to a blkback that was restarted. Invariant: an extent is free, or belongs
 //! to exactly one request that blkback has not answered. A volume in memory is the pool itself: there bytes
 //! move between guest and volume directly, and blkback only says whether they may.
-//!
-//! While it serves, the disk is awake: blkback, which runs at once when it is signalled, may have answered
-//! when the signal returns, and then need not signal back.
 
 pub mod extents;
 pub mod pace;
@@ -236,39 +233,21 @@ impl Disk {
 
     /// Moves what can be moved in both directions.
     pub fn service(&mut self, guest: &mut Guest) {
-        loop {
-            self.take_responses(guest);
-            self.send_unsent(guest);
-            if let Err(BrokenRing) = self.take_requests(guest) {
-                if guest.odd.allows() {
-                    log::warn!("a disk's ring is inconsistent; the disk is disconnected");
-                }
-                self.disconnect(guest);
+        self.take_responses(guest);
+        self.send_unsent(guest);
+        if let Err(BrokenRing) = self.take_requests(guest) {
+            if guest.odd.allows() {
+                log::warn!("a disk's ring is inconsistent; the disk is disconnected");
             }
-            if let Some(front) = &mut self.front
-                && front.ring.publish()
-            {
-                guest.events.raise(front.port);
-            }
-            if !self.flush() {
-                return;
-            }
+            self.disconnect(guest);
         }
-    }
-
-    /// Tells blkback what was sent. It runs at once, so look for its answers before asking for a signal;
-    /// `true`: there are some.
-    fn flush(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
-        link.stay_awake();
-        link.flush();
-        match link.prepare_sleep() {
-            Ok(is_empty) => !is_empty,
-            Err(error) => {
-                log::warn!("blk channel: {error}");
-                self.link = None;
-                false
-            }
+        if let Some(front) = &mut self.front
+            && front.ring.publish()
+        {
+            guest.events.raise(front.port);
+        }
+        if let Some(link) = &mut self.link {
+            link.flush();
         }
     }
 

@@ -104,6 +104,7 @@ pub fn dispatch<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state: &
         Done::Answer(Err(Errno::NoSys))
     } else {
         let args = [gpr::RDI, gpr::RSI, gpr::RDX, R10, gpr::R8].map(|index| state.gprs[index]);
+        rt::counters::inc(proto::counters::hypercall(number));
         let call = Call { machine, vcpu, paging: Paging::of(state), args };
         serve(call, number)
     };

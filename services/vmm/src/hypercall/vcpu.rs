@@ -26,9 +26,9 @@ pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Answer {
         IS_UP => return Ok(1),
         SET_SINGLESHOT => {
             let request: [u8; 16] = call.read(argument)?;
-            arm(call, request.u64_at(0));
+            call.machine.set_timer(call.vcpu, request.u64_at(0));
         }
-        STOP_SINGLESHOT => call.vcpu.timer_ns = None,
+        STOP_SINGLESHOT => call.vcpu.timer = 0,
         REGISTER_VCPU_INFO => register_vcpu_info(call, argument)?,
         REGISTER_RUNSTATE => {
             let area = u64::from_le_bytes(call.read(argument)?);
@@ -69,15 +69,10 @@ fn write_runstate<P: Platform>(call: &Call<'_, P>, area: u64) -> Result<(), Errn
 pub(super) fn set_timer<P: Platform>(call: &mut Call<'_, P>) -> Answer {
     let [until_ns, ..] = call.args;
     if until_ns == 0 {
-        call.vcpu.timer_ns = None;
+        call.vcpu.timer = 0;
     } else {
-        arm(call, until_ns);
+        // A time in the past fires at once.
+        call.machine.set_timer(call.vcpu, until_ns);
     }
     Ok(0)
-}
-
-/// Sets the timer; a time in the past fires at once.
-fn arm<P: Platform>(call: &mut Call<'_, P>, until_ns: u64) {
-    call.vcpu.timer_ns = Some(until_ns);
-    call.machine.tick(call.vcpu);
 }

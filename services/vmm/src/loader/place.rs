@@ -34,7 +34,7 @@ pub mod special {
     /// First frame of the ACPI tables.
     pub const ACPI: usize = 4;
     /// First frame of the grant table.
-    pub const GRANTS: usize = 16;
+    pub const GRANTS: usize = 8;
 }
 
 const RAM: u32 = 1;

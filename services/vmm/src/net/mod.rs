@@ -1,16 +1,21 @@
-//! netfront served by netback: ring packets become buffers of the channel's pool and back.
+//! netfront served by netback: ring packets become frames in the channel's pool and back.
 //!
-//! A packet that the guest sends is gathered from its slots into one buffer and answered at once; a frame
-//! for the guest waits here, in its buffer, until the guest has a page for it. When netback or the guest
-//! is slow the other waits; nothing is dropped but frames that break a rule, and frames for a guest that
-//! has no interface up. Invariant: a receive buffer belongs to netback, or waits here, or is on its way
-//! back, and never to two of them.
+//! A packet that the guest sends is gathered from its slots into one run of the pool and answered at once; a
+//! frame for the guest waits here, in the pool, until the guest has pages for it. When netback or the guest
+//! is slow the other waits; nothing is dropped but packets that break a rule, and frames for a guest that
+//! has no interface up. Invariant: received frames go back to netback in the order in which they came.
+//!
+//! Notifications. netback is signalled for frames at once, for memory that it gets back only when that is
+//! much (`URGENT`): before it runs out, it is told. The guest is notified of frames at once. That its packets
+//! were sent it finds out by itself when it sends the next one, and mostly on the way out of the very
+//! notification that is being served; so that notice is held back until the guest's next exit, or until it
+//! sleeps, and dropped if the guest has looked by then. Linux punishes events without news by masking the
+//! port for a while.
 
 pub mod packet;
 
 use heapless::Deque;
-use proto::net::{BUFFER_SIZE, BUFFERS, FRAME_MAX, Net, POOL_SIZE, Request, Response};
-use proto::text::Text;
+use proto::net::{FRAMES_MAX, Frame, Net, Offloads, RECEIVE_BASE, Refusal, Request, Response, Runs};
 use rt::channel::{Client, SendError};
 use rt::pool::Pool;
 
@@ -20,18 +25,17 @@ use crate::events::Port;
 use crate::front_ring::{BrokenRing, FrontRing};
 use crate::grants::{BadGrant, GrantRef, Want};
 use crate::machine::Guest;
-use packet::{RX_LEN, RxRequest, TX_LEN, TX_SLOTS_MAX, TxRequest};
+use crate::memory::PAGE;
+use packet::{Packet, RX_LEN, RxRequest, TX_LEN, TxRequest};
 
 /// Entries of either ring.
 const ENTRIES: u32 = 256;
-/// First receive buffer in the pool.
-const RECEIVE_BASE: u32 = (POOL_SIZE / 2) as u32;
-/// Shortest frame that makes sense: an Ethernet header.
-const FRAME_MIN: usize = 14;
 /// Packets that one round takes.
 const PACKETS_PER_ROUND: usize = 128;
-
-const _: () = assert!(BUFFERS == u128::BITS as usize);
+/// Rounds before the guest goes on: netback may answer while it is being told.
+const ROUNDS: usize = 4;
+/// Bytes given back that netback is told of at once.
+const URGENT: u32 = RECEIVE_BASE / 8;
 
 /// Whether the backend can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,15 +45,20 @@ pub enum Backing {
     /// It can.
     Open,
     /// It cannot, for a reason.
-    Refused(Text<160>),
+    Refused(Refusal),
 }
 
-/// A frame for the guest, in its buffer.
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    offset: u32,
-    len: u16,
-    needs_checksum: bool,
+/// What a frontend wrote to the store.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nodes<'a> {
+    /// Grant of the ring of packets that the guest sends.
+    pub tx_ring_ref: &'a str,
+    /// Grant of the ring of frames for it.
+    pub rx_ring_ref: &'a str,
+    /// Its port.
+    pub event_channel: &'a str,
+    /// What it can be given.
+    pub offloads: Offloads,
 }
 
 #[derive(Debug)]
@@ -57,6 +66,8 @@ struct Front {
     tx: FrontRing,
     rx: FrontRing,
     port: Port,
+    /// The guest was not notified of answers to its packets since this one.
+    unannounced: Option<u32>,
 }
 
 /// One network interface.
@@ -67,13 +78,19 @@ pub struct Vif {
     pool: Pool,
     backing: Backing,
     front: Option<Front>,
-    /// Send buffers that are free, by number.
-    free: u128,
-    /// Receive buffers that netback handed over and has not got back.
-    held: u128,
-    waiting: Deque<Frame, BUFFERS>,
-    /// Messages that the channel had no room for.
-    unsent: Deque<Request, { BUFFERS + 1 }>,
+    /// Frames on their way to netback.
+    sending: Runs,
+    /// Frames for the guest.
+    waiting: Deque<Frame, FRAMES_MAX>,
+    /// Received frames that are done with, and that netback does not know of.
+    released: u16,
+    /// Bytes that netback was not signalled about.
+    released_bytes: u32,
+    /// There is something that netback has to know now.
+    is_urgent: bool,
+    /// What the frontend can be given, and what netback was told.
+    offloads: Offloads,
+    told: Offloads,
 }
 
 impl Vif {
@@ -85,27 +102,30 @@ impl Vif {
             pool: Pool::from_region(proto::channel::Region::default()),
             backing: Backing::Opening,
             front: None,
-            free: u128::MAX,
-            held: 0,
+            sending: Runs::new(0),
             waiting: Deque::new(),
-            unsent: Deque::new(),
+            released: 0,
+            released_bytes: 0,
+            is_urgent: false,
+            offloads: Offloads::default(),
+            told: Offloads::default(),
         }
     }
 
     /// Uses this channel from now on, or none. Frames under way are lost, as Ethernet allows.
     pub fn set_link(&mut self, link: Option<Client<Net>>) {
-        (self.free, self.held) = (u128::MAX, 0);
+        self.sending = Runs::new(0);
         self.waiting.clear();
-        self.unsent.clear();
+        self.released = 0;
+        self.told = Offloads::default();
         self.backing = Backing::Opening;
         self.link = link;
-        if let Some(link) = &mut self.link {
+        if let Some(link) = &self.link {
             self.pool = Pool::from_region(link.info().pool);
-            if link.send(&Request::Open).is_err() {
-                self.link = None;
-            }
         }
-        if let Some(link) = &mut self.link {
+        if self.send(&Request::Open)
+            && let Some(link) = &mut self.link
+        {
             link.flush();
         }
     }
@@ -129,17 +149,12 @@ impl Vif {
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn connect(
-        &mut self,
-        guest: &mut Guest,
-        tx_ref: &str,
-        rx_ref: &str,
-        event_channel: &str,
-    ) -> Result<(), Unusable> {
+    pub fn connect(&mut self, guest: &mut Guest, nodes: &Nodes<'_>) -> Result<(), Unusable> {
         self.disconnect(guest);
-        let tx = tx_ref.trim().parse().map_err(|_| Unusable("tx-ring-ref is not a number"))?;
-        let rx = rx_ref.trim().parse().map_err(|_| Unusable("rx-ring-ref is not a number"))?;
-        let port = event_channel.trim().parse().map_err(|_| Unusable("event-channel is not a number"))?;
+        let number = |text: &str| text.trim().parse().ok();
+        let tx = number(nodes.tx_ring_ref).ok_or(Unusable("tx-ring-ref is not a number"))?;
+        let rx = number(nodes.rx_ring_ref).ok_or(Unusable("rx-ring-ref is not a number"))?;
+        let port = number(nodes.event_channel).ok_or(Unusable("event-channel is not a number"))?;
         if tx == rx {
             return Err(Unusable("both rings are the same page"));
         }
@@ -158,7 +173,8 @@ impl Vif {
             return Err(Unusable("event-channel is not a free port for the backend"));
         }
         let (tx, rx) = (FrontRing::new(tx, ENTRIES, TX_LEN), FrontRing::new(rx, ENTRIES, RX_LEN));
-        self.front = Some(Front { tx, rx, port: Port(port) });
+        self.front = Some(Front { tx, rx, port: Port(port), unannounced: None });
+        self.offloads = nodes.offloads;
         Ok(())
     }
 
@@ -172,28 +188,28 @@ impl Vif {
 
     /// Moves what can be moved in both directions.
     pub fn service(&mut self, guest: &mut Guest) {
-        self.take_messages();
-        self.send_unsent();
-        if self.transmit(guest).and_then(|()| self.receive(guest)).is_err() {
-            if guest.odd.allows() {
-                log::warn!("a network interface's ring is inconsistent; the interface is disconnected");
+        for _ in 0..ROUNDS {
+            self.take_messages();
+            self.tell_offloads();
+            if self.transmit(guest).and_then(|()| self.receive(guest)).is_err() {
+                if guest.odd.allows() {
+                    log::warn!("a network interface's ring is inconsistent; the interface is disconnected");
+                }
+                self.disconnect(guest);
             }
-            self.disconnect(guest);
-        }
-        if self.front.is_none() {
-            while let Some(frame) = self.waiting.pop_front() {
-                self.give_back(frame.offset);
+            if self.front.is_none() {
+                while let Some(frame) = self.waiting.pop_front() {
+                    self.done_with(&frame);
+                }
+            }
+            if self.released > 0 && self.send(&Request::Release { count: self.released }) {
+                self.released = 0;
+            }
+            if !self.flush() {
+                break;
             }
         }
-        if let Some(front) = &mut self.front {
-            let (tx, rx) = (front.tx.publish(), front.rx.publish());
-            if tx || rx {
-                guest.events.raise(front.port);
-            }
-        }
-        if let Some(link) = &mut self.link {
-            link.flush();
-        }
+        self.notify(guest);
     }
 
     /// Asks for a signal when the backend sends something.
@@ -205,14 +221,17 @@ impl Vif {
         while let Some(link) = &mut self.link {
             match link.receive() {
                 Ok(Some(Response::Opened)) => self.backing = Backing::Open,
-                Ok(Some(Response::Refused { reason })) => self.backing = Backing::Refused(reason),
-                Ok(Some(Response::Sent { offset, .. })) => {
-                    if let Some(bit) = buffer_bit(offset, 0) {
-                        self.free |= bit;
-                    }
+                Ok(Some(Response::Refused(reason))) => self.backing = Backing::Refused(reason),
+                Ok(Some(Response::Sent { count })) => {
+                    // More than were sent is netback's mistake, and changes nothing.
+                    let _mistake = self.sending.release(count);
                 }
-                Ok(Some(Response::Receive { offset, len, needs_checksum })) => {
-                    self.arrived(Frame { offset, len, needs_checksum });
+                Ok(Some(Response::Receive(frame))) => {
+                    // One more than there may be is netback's mistake: its order is broken from now on.
+                    if self.waiting.push_back(frame).is_err() {
+                        log::warn!("net channel: netback sent more frames than may be under way");
+                        self.link = None;
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => {
@@ -223,49 +242,63 @@ impl Vif {
         }
     }
 
-    /// A frame from netback. One in a buffer that is no free receive buffer is netback's mistake and is
-    /// not touched.
-    fn arrived(&mut self, frame: Frame) {
-        let Some(bit) = buffer_bit(frame.offset, RECEIVE_BASE).filter(|bit| self.held & bit == 0) else {
-            return;
-        };
-        self.held |= bit;
-        let is_sane = frame.len <= FRAME_MAX && usize::from(frame.len) >= FRAME_MIN;
-        if !is_sane || self.waiting.push_back(frame).is_err() {
-            self.give_back(frame.offset);
-        }
+    /// The oldest received frame is done with.
+    fn done_with(&mut self, frame: &Frame) {
+        self.released = self.released.saturating_add(1);
+        self.released_bytes = self.released_bytes.saturating_add(frame.len);
+        self.is_urgent |= self.released_bytes >= URGENT;
     }
 
-    fn give_back(&mut self, offset: u32) {
-        if let Some(bit) = buffer_bit(offset, RECEIVE_BASE) {
-            self.held &= !bit;
-        }
-        self.send(Request::Release { offset });
-    }
-
-    /// Sends, or keeps the message until there is room.
-    fn send(&mut self, message: Request) {
-        // There is room for one message per buffer; more cannot be waiting.
-        let _ = self.unsent.push_back(message);
-        self.send_unsent();
-    }
-
-    fn send_unsent(&mut self) {
-        while let Some(message) = self.unsent.front() {
-            let Some(link) = &mut self.link else {
-                self.unsent.clear();
-                return;
-            };
-            match link.send(message) {
-                Ok(()) => {
-                    self.unsent.pop_front();
-                }
-                Err(SendError::Full) => return,
-                Err(error) => {
-                    log::warn!("net channel: {error}");
-                    self.link = None;
-                }
+    /// Sends; `false`: there is no channel, or no room in it, which a correct netback never lets happen.
+    fn send(&mut self, message: &Request) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        match link.send(message) {
+            Ok(()) => true,
+            Err(SendError::Full) => false,
+            Err(error) => {
+                log::warn!("net channel: {error}");
+                self.link = None;
+                false
             }
+        }
+    }
+
+    fn tell_offloads(&mut self) {
+        if self.told != self.offloads
+            && self.backing == Backing::Open
+            && self.send(&Request::Accept(self.offloads))
+        {
+            self.told = self.offloads;
+            self.is_urgent = true;
+        }
+    }
+
+    /// Signals netback if there is need; whether it has answered meanwhile.
+    fn flush(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        if !core::mem::take(&mut self.is_urgent) {
+            return false;
+        }
+        self.released_bytes = 0;
+        link.flush();
+        link.has_messages()
+    }
+
+    /// Makes answers visible to the guest, and tells it where it has to be told now.
+    fn notify(&mut self, guest: &mut Guest) {
+        let Some(front) = &mut self.front else { return };
+        let bit = 1u64 << self.device;
+        let old = front.tx.published();
+        let (tx, rx) = (front.tx.publish(), front.rx.publish());
+        // The guest has run since the notice was held back.
+        let is_due = guest.events.later & bit == 0
+            && front.unannounced.take().is_some_and(|since| front.tx.is_unseen(since));
+        if rx || is_due {
+            front.unannounced = None;
+            guest.events.raise(front.port);
+        } else if tx {
+            front.unannounced = front.unannounced.or(Some(old));
+            guest.events.later |= bit;
         }
     }
 
@@ -280,36 +313,28 @@ impl Vif {
                 }
                 available = front.tx.available()?;
             }
-            let is_open = self.backing == Backing::Open && self.link.is_some();
+            let packet = Packet::parse(available, |ahead| front.tx.peek(ahead))?;
             // Without a backend the cable is unplugged: packets vanish.
-            let buffer = if is_open {
-                if self.free == 0 || !self.unsent.is_empty() {
-                    return Ok(());
+            let is_open = self.backing == Backing::Open && self.link.is_some();
+            let mut is_sent = packet.is_sound;
+            if is_sent && is_open {
+                // Without memory the packet stays where it is until netback gives some back.
+                let Some(offset) = self.sending.take(packet.len) else { return Ok(()) };
+                is_sent = gather(guest, &self.pool, offset, &packet).is_ok();
+                let Packet { len, checksum, segments, .. } = packet;
+                // A packet that could not be read leaves a frame without bytes, which netback drops: memory
+                // is given back in order.
+                let len = if is_sent { len } else { 0 };
+                self.is_urgent = true;
+                if !self.send(&Request::Send(Frame { offset, len, checksum, segments })) {
+                    self.link = None;
                 }
-                Some(self.free.trailing_zeros())
-            } else {
-                None
-            };
-            let mut slots = heapless::Vec::<TxRequest, TX_SLOTS_MAX>::new();
-            let count = packet::collect(available, |ahead| front.tx.peek(ahead), &mut slots)?;
-            let pool = self.pool;
-            let sent = match (packet::pieces(&slots, count), buffer) {
-                (Some(len), Some(buffer)) if len <= usize::from(FRAME_MAX) && len >= FRAME_MIN => {
-                    gather(guest, &pool, buffer * BUFFER_SIZE, &slots, len).map(|()| Some((buffer, len)))
-                }
-                (Some(_), None) => Ok(None),
-                _ => Err(BadGrant),
-            };
-            let answers: heapless::Vec<u16, { ENTRIES as usize }> =
-                (0..count).map(|n| TxRequest::decode(front.tx.peek(n)).id).collect();
-            front.tx.take(count);
-            for id in answers {
-                front.tx.respond(&packet::tx_response(id, sent.is_ok()));
             }
-            if let Ok(Some((buffer, len))) = sent {
-                self.free &= !(1 << buffer);
-                let needs_checksum = slots.first().is_some_and(TxRequest::needs_checksum);
-                self.send(Request::Send { offset: buffer * BUFFER_SIZE, len: len as u16, needs_checksum });
+            let Some(front) = &mut self.front else { return Ok(()) };
+            for n in 0..packet.entries {
+                let id = TxRequest::decode(front.tx.peek(0)).id;
+                front.tx.take(1);
+                front.tx.respond(&packet.response(n, id, is_sent));
             }
         }
         guest.events.kicks |= 1 << self.device;
@@ -320,50 +345,58 @@ impl Vif {
     fn receive(&mut self, guest: &mut Guest) -> Result<(), BrokenRing> {
         while let Some(&frame) = self.waiting.front() {
             let Some(front) = &mut self.front else { return Ok(()) };
-            if front.rx.available()? == 0 && !front.rx.arm()? {
-                return Ok(());
+            // What netback may not send is dropped, in its turn.
+            if frame.is_within(RECEIVE_BASE) && self.offloads.allow(&frame) {
+                let entries = packet::rx_entries(frame.len, frame.segments);
+                if front.rx.available()? < entries && !front.rx.arm_for(entries)? {
+                    return Ok(());
+                }
+                scatter(guest, &mut front.rx, &self.pool, &frame);
             }
-            let request = RxRequest::decode(front.rx.peek(0));
-            front.rx.take(1);
-            let copied = scatter(guest, &self.pool, frame, request.grant);
-            front.rx.respond(&packet::rx_response(
-                request.id,
-                copied.map(|()| (frame.len, frame.needs_checksum)),
-            ));
             self.waiting.pop_front();
-            self.give_back(frame.offset);
+            self.done_with(&frame);
         }
         Ok(())
     }
 }
 
-/// Copies a packet's pieces into a buffer, one behind the other.
-fn gather(guest: &Guest, pool: &Pool, offset: u32, slots: &[TxRequest], len: usize) -> Result<(), BadGrant> {
+/// Copies a packet's pieces into the pool, one behind the other.
+fn gather(guest: &Guest, pool: &Pool, offset: u32, packet: &Packet) -> Result<(), BadGrant> {
     let mut at = offset as usize;
-    for (n, slot) in slots.iter().enumerate() {
-        let piece = packet::piece(slots, n, len).ok_or(BadGrant)?;
+    for slot in &packet.slots {
         let granted = guest.grants.acquire(&guest.memory, slot.grant, Want::Read)?;
-        let copied = granted.page.memory().copy_to(slot.offset, pool, at, piece);
+        let copied = granted.page.memory().copy_to(slot.offset, pool, at, usize::from(slot.size));
         guest.grants.release(granted);
         copied.map_err(|_| BadGrant)?;
-        at += piece;
+        at += usize::from(slot.size);
     }
     Ok(())
 }
 
-/// Copies a frame to the start of a granted page.
-fn scatter(guest: &Guest, pool: &Pool, frame: Frame, grant: GrantRef) -> Result<(), BadGrant> {
-    let granted = guest.grants.acquire(&guest.memory, grant, Want::Write)?;
-    let copied = pool.copy_to(frame.offset as usize, granted.page.memory(), 0, usize::from(frame.len));
-    guest.grants.release(granted);
-    copied.map_err(|_| BadGrant)
-}
-
-/// The bit of the buffer at `offset`, of those from `base` on.
-fn buffer_bit(offset: u32, base: u32) -> Option<u128> {
-    let relative = offset.checked_sub(base)?;
-    let number = relative / BUFFER_SIZE;
-    (relative.is_multiple_of(BUFFER_SIZE) && (number as usize) < BUFFERS).then(|| 1 << number)
+/// Copies a frame into the guest's pages, from the start of each; the ring has entries enough.
+fn scatter(guest: &Guest, rx: &mut FrontRing, pool: &Pool, frame: &Frame) {
+    let mut flags = packet::rx_flags(frame.checksum, frame.segments);
+    let mut extra = packet::rx_extra(frame.segments);
+    let (mut at, mut rest) = (frame.offset as usize, frame.len as usize);
+    while rest > 0 {
+        let len = rest.min(PAGE);
+        rest -= len;
+        let request = RxRequest::decode(rx.peek(0));
+        rx.take(1);
+        let copied = guest.grants.acquire(&guest.memory, request.grant, Want::Write).and_then(|granted| {
+            let copied = pool.copy_to(at, granted.page.memory(), 0, len);
+            guest.grants.release(granted);
+            copied.map_err(|_| BadGrant)
+        });
+        at += len;
+        let len = copied.is_ok().then_some(len as u16);
+        rx.respond(&packet::rx_response(request.id, flags | packet::rx_more(rest > 0), len));
+        flags = 0;
+        if let Some(extra) = extra.take() {
+            rx.take(1);
+            rx.respond(&extra);
+        }
+    }
 }
 
 #[cfg(test)]
