@@ -445,7 +445,7 @@ fn copy(guest: &Guest, pool: &Pool, flight: &Flight) -> Result<(), BadGrant> {
         let page = guest.grants.page(&guest.memory, segment.grant(), want)?;
         let (memory, offset) = (page.memory(), segment.offset());
         // Checked when the request was taken.
-        let len = segment.len().ok_or(BadGrant)? as usize;
+        let len = segment.bytes().ok_or(BadGrant)? as usize;
         let copied = if is_read {
             pool.copy_to(at, memory, offset, len)
         } else {

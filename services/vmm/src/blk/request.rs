@@ -57,7 +57,7 @@ impl Segment {
 
     /// Bytes; `None` if it makes no sense.
     #[inline]
-    pub fn len(self) -> Option<u32> {
+    pub fn bytes(self) -> Option<u32> {
         let (first, last) = self.sectors();
         (first <= last && last < SECTORS_PER_PAGE).then(|| u32::from(last - first + 1) * SECTOR)
     }
@@ -176,7 +176,7 @@ impl Head {
                 Some(page) => page.u64(n * SEGMENT_LEN),
                 None => u64_at(entry, DIRECT_AT + n * SEGMENT_LEN),
             });
-            len += segment.len().ok_or(Status::Error)?;
+            len += segment.bytes().ok_or(Status::Error)?;
             *slot = segment;
         }
         let end = self.sector.checked_add(u64::from(len / SECTOR));
@@ -246,7 +246,7 @@ pub mod tests {
         let (head, segments, len) = all(&entry, None, 107).unwrap();
         assert_eq!((head.operation, head.sector, len), (Operation::Read, 100, 3584));
         let first = segments[0];
-        assert_eq!((first.grant(), first.offset(), first.len()), (GrantRef(9), 1024, Some(3072)));
+        assert_eq!((first.grant(), first.offset(), first.bytes()), (GrantRef(9), 1024, Some(3072)));
         assert_eq!(all(&entry, None, 106), Err(Status::Error));
     }
 
@@ -321,9 +321,9 @@ pub mod tests {
             let head = parse(&entry).1;
             let page = head.ok().and_then(|head| head.indirect).map(|_| &page);
             if let Ok((head, segments, len)) = all(&entry, page, sectors) {
-                let inside = |s: &Segment| s.len().is_some_and(|len| len > 0 && s.offset() + len as usize <= 4096);
+                let inside = |s: &Segment| s.bytes().is_some_and(|len| len > 0 && s.offset() + len as usize <= 4096);
                 prop_assert!(segments.iter().all(inside) && segments.len() <= SEGMENTS_MAX);
-                prop_assert_eq!(segments.iter().filter_map(|s| s.len()).sum::<u32>(), len);
+                prop_assert_eq!(segments.iter().filter_map(|s| s.bytes()).sum::<u32>(), len);
                 prop_assert!(head.sector + u64::from(len / 512) <= sectors);
                 prop_assert!(head.operation == Operation::Flush || len > 0);
             }
