@@ -9,10 +9,11 @@ mod device;
 use alloc::vec::Vec;
 
 use blkback::{Attachment, Backend, Client, Disk, Gone};
-use proto::blk::{Blk, Request, Response};
+use proto::blk::{Blk, Direction, Request, Response};
 use proto::channel::{ChannelInfo, ChannelKind, Region};
-use proto::supervise;
+use proto::{counters, supervise};
 use rt::channel::Server;
+use rt::counters::{add, inc};
 use rt::supervise::Supervisor;
 use rt::time::Clock;
 use virtio_domain::hal;
@@ -26,10 +27,14 @@ struct Ring(Server<Blk>);
 
 impl Client for Ring {
     fn receive(&mut self) -> Result<Option<Request>, Gone> {
-        self.0.receive().map_err(|error| {
+        let received = self.0.receive().map_err(|error| {
             log::warn!("blk channel of {}: {error}", self.0.info().peer_name);
             Gone
-        })
+        })?;
+        if let Some(request) = &received {
+            count(request);
+        }
+        Ok(received)
     }
 
     fn answer(&mut self, response: &Response) -> Result<(), Gone> {
@@ -48,6 +53,22 @@ impl Client for Ring {
             log::warn!("blk channel of {}: {error}", self.0.info().peer_name);
             Gone
         })
+    }
+}
+
+/// Counts what clients ask for.
+fn count(request: &Request) {
+    match *request {
+        Request::Open => {}
+        Request::Flush { .. } => inc(counters::BLK_FLUSHES),
+        Request::Transfer { direction: Direction::Read, len, .. } => {
+            inc(counters::BLK_READS);
+            add(counters::BLK_BYTES_READ, u64::from(len));
+        }
+        Request::Transfer { direction: Direction::Write, len, .. } => {
+            inc(counters::BLK_WRITES);
+            add(counters::BLK_BYTES_WRITTEN, u64::from(len));
+        }
     }
 }
 
