@@ -18,12 +18,24 @@ pub struct BuildRequest {
     pub target_dir: PathBuf,
     /// The programs.
     pub programs: Vec<Program>,
+    /// Features of the kernel beside `bare`, for measuring: `count-instructions`. Such a kernel is built in a
+    /// folder of its own.
+    pub kernel_features: Vec<String>,
 }
 
 impl BuildRequest {
     /// These programs of this workspace, built under the workspace's own target directory.
     pub fn new(programs: Vec<Program>) -> Self {
-        Self { workspace: workspace_root(), target_dir: target_dir().join("machine"), programs }
+        let target_dir = target_dir().join("machine");
+        Self { workspace: workspace_root(), target_dir, programs, kernel_features: Vec::new() }
+    }
+
+    /// Where the kernel is built: one with further features must not take the place of the usual one.
+    fn kernel_dir(&self) -> PathBuf {
+        match self.kernel_features.join("-") {
+            features if features.is_empty() => self.target_dir.clone(),
+            features => self.target_dir.join(features),
+        }
     }
 }
 
@@ -64,15 +76,17 @@ pub fn build(request: &BuildRequest, progress: Progress) -> Result<Machine, Erro
     }
     // Packages that are built together share the features of their dependencies, and what domains turn on
     // needs a heap, which the kernel has not: it is built alone.
-    compile(&toolchain, request, "kernel", &[KERNEL], progress)?;
-    compile(&toolchain, request, "domains", &domains, progress)?;
-    let out = request.target_dir.join(TARGET).join("release");
+    let kernel = BuildRequest { target_dir: request.kernel_dir(), ..request.clone() };
+    compile(&toolchain, &kernel, "kernel", &[KERNEL], &request.kernel_features, progress)?;
+    compile(&toolchain, request, "domains", &domains, &[], progress)?;
+    let release = |dir: &Path| dir.join(TARGET).join("release");
+    let out = release(&request.target_dir);
     let path = |program: &Program| match &program.origin {
         Origin::Workspace { binary, .. } => out.join(binary),
         Origin::Prebuilt(path) => path.clone(),
     };
     let programs = request.programs.iter().map(|p| (p.clone(), path(p))).collect();
-    Ok(Machine { kernel: out.join(KERNEL.1), programs })
+    Ok(Machine { kernel: release(&kernel.target_dir).join(KERNEL.1), programs })
 }
 
 /// One run of cargo for these packages' binaries.
@@ -81,6 +95,7 @@ fn compile(
     request: &BuildRequest,
     what: &str,
     built: &[(&str, &str)],
+    features: &[String],
     progress: Progress,
 ) -> Result<(), Error> {
     if built.is_empty() {
@@ -88,7 +103,8 @@ fn compile(
     }
     let mut command = toolchain.cargo_build();
     command.current_dir(&request.workspace).arg("--target-dir").arg(&request.target_dir);
-    command.args(["--features", "bare", "--message-format", "json-render-diagnostics"]);
+    let features = [&["bare".to_owned()], features].concat().join(",");
+    command.args(["--features", &features, "--message-format", "json-render-diagnostics"]);
     for (package, binary) in built {
         command.args(["--package", package, "--bin", binary]);
     }

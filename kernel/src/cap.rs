@@ -11,7 +11,7 @@
 
 use core::cell::Cell;
 
-use proto::abi::{Error, ObjectType};
+use proto::abi::{Error, ObjectType, rights};
 
 use crate::object::Object;
 
@@ -24,15 +24,24 @@ pub const PINNED: u8 = 4;
 /// Frames: not RAM.
 pub const DEVICE: u8 = 8;
 
+/// `Cap::may`: an event that may be signalled.
+pub const MAY_SIGNAL: u8 = 2;
+/// `Cap::may`: an event that may be waited on.
+pub const MAY_WAIT: u8 = 4;
+/// `Cap::may`: a vCPU that may be run.
+pub const MAY_RUN: u8 = 8;
+
 /// A slot of a capability table.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Cap {
     kind: Cell<u8>,
+    /// Kind and rights in the form that the fast system calls test: [`MAY_SIGNAL`], [`MAY_WAIT`], [`MAY_RUN`].
+    may: Cell<u8>,
     /// [`OWNED`], [`DONATED`], [`PINNED`], [`DEVICE`].
     pub flags: Cell<u8>,
     /// `abi::rights`.
-    pub rights: Cell<u8>,
+    rights: Cell<u8>,
     depth: Cell<u8>,
     /// Frames, ports, interrupt lines: how many.
     pub count: Cell<u32>,
@@ -61,6 +70,17 @@ impl Cap {
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.kind.get() == ObjectType::Empty as u8
+    }
+
+    /// Rights, see `abi::rights`.
+    pub fn rights(&self) -> u64 {
+        u64::from(self.rights.get())
+    }
+
+    /// It is of the kind and has the right that one of the `MAY_` constants stands for.
+    #[inline(always)]
+    pub fn may(&self, what: u8) -> bool {
+        self.may.get() & what != 0
     }
 
     /// All of `flags` are set.
@@ -155,7 +175,7 @@ impl Cap {
     /// Fills an empty slot as a sibling of `other`, which has no children.
     pub fn fill_sibling(&'static self, other: &'static Cap, base: u64, count: u32) {
         self.set_fields(ObjectType::Empty, base, count, u64::from(other.rights.get()));
-        self.kind.set(other.kind.get());
+        self.set_kind(other.kind.get());
         self.flags.set(other.flags.get());
         self.depth.set(other.depth.get());
         self.link_after(other);
@@ -169,7 +189,20 @@ impl Cap {
         self.aux.set(0);
         self.space.set(0);
         self.link.set(None);
-        self.kind.set(kind as u8);
+        self.set_kind(kind as u8);
+    }
+
+    /// Sets the kind, and what follows from it and the rights.
+    fn set_kind(&self, kind: u8) {
+        let has = |right, what| if u64::from(self.rights.get()) & right != 0 { what } else { 0 };
+        self.may.set(if kind == ObjectType::Event as u8 {
+            has(rights::SIGNAL, MAY_SIGNAL) | has(rights::WAIT, MAY_WAIT)
+        } else if kind == ObjectType::Vcpu as u8 {
+            has(rights::CONTROL, MAY_RUN)
+        } else {
+            0
+        });
+        self.kind.set(kind);
     }
 
     fn link_after(&'static self, node: &'static Cap) {
@@ -191,7 +224,7 @@ impl Cap {
         }
         self.prev.set(None);
         self.next.set(None);
-        self.kind.set(ObjectType::Empty as u8);
+        self.set_kind(ObjectType::Empty as u8);
         self.flags.set(0);
         self.space.set(0);
         self.link.set(None);
@@ -206,7 +239,7 @@ impl Cap {
         to.depth.set(self.depth.get());
         to.prev.set(self.prev.get());
         to.next.set(self.next.get());
-        to.kind.set(self.kind.get());
+        to.set_kind(self.kind.get());
         if let Some(prev) = to.prev.get() {
             prev.next.set(Some(to));
         }

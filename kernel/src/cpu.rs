@@ -8,18 +8,21 @@ use core::cell::Cell;
 
 use proto::abi::{Error, ThreadState};
 
-use crate::arch::{self, ArchCpu};
+use crate::arch::{self, ArchCpu, Counts};
 use crate::object::event::Event;
+#[cfg(target_os = "none")]
+use crate::object::thread::count;
 use crate::object::thread::{Resume, Thread, reg};
 use crate::schedule::{Place, RunQueue};
 use crate::timer::TimerQueue;
+use crate::trace::{Kind, Trace};
 
 /// Length of the time slice of a thread of weight [`WEIGHT_DEFAULT`], in milliseconds.
 const SLICE_MS: u64 = 10;
 /// The usual weight.
 const WEIGHT_DEFAULT: u64 = 256;
 
-/// Per-CPU data. Entry code knows the offsets of the first four fields.
+/// Per-CPU data. Entry code knows the offsets of the first five fields.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Cpu {
@@ -31,14 +34,20 @@ pub struct Cpu {
     pub stack_top: Cell<u64>,
     /// Scratch of the system call entry: the caller's stack pointer.
     pub user_rsp: Cell<u64>,
+    /// Counts of expensive instructions, in a kernel built to count.
+    pub counts: Counts,
     /// Threads that are ready.
     pub queue: RunQueue,
     /// Armed timers.
     pub timers: TimerQueue,
-    /// TSC when the running thread was last charged.
-    last_charge: Cell<u64>,
-    /// TSC ticks without a thread.
+    /// TSC ticks without a thread; kept like a thread's (`Thread::time`), the time before the first one included.
     pub idle_time: Cell<u64>,
+    /// Threads put on this CPU.
+    pub switches: Cell<u64>,
+    /// Interrupts.
+    pub interrupts: Cell<u64>,
+    /// Records of what happens, while somebody wants them.
+    pub trace: Trace,
     /// End of the running thread's slice, or 0 when nobody shares its priority.
     slice_end: Cell<u64>,
     /// What the timer hardware is set to, or 0.
@@ -55,28 +64,40 @@ impl Cpu {
             current: Cell::new(None),
             stack_top: Cell::new(0),
             user_rsp: Cell::new(0),
+            counts: arch::no_counts(),
             queue: RunQueue::new(),
             timers: TimerQueue::new(),
-            last_charge: Cell::new(0),
             idle_time: Cell::new(0),
+            switches: Cell::new(0),
+            interrupts: Cell::new(0),
+            trace: Trace::new(),
             slice_end: Cell::new(0),
             programmed: Cell::new(0),
             arch: ArchCpu::new(),
         }
     }
 
-    /// Charges the time since the last call to whoever had it.
+    /// Hands the CPU's time from one account to another.
     #[inline(always)]
-    fn charge(&self, account: &Cell<u64>) {
+    #[cfg(target_os = "none")]
+    fn charge(from: &Cell<u64>, to: &Cell<u64>) {
         let now = arch::tsc();
-        let spent = now.wrapping_sub(self.last_charge.replace(now));
-        account.set(account.get().wrapping_add(spent));
+        from.set(from.get().wrapping_add(now));
+        to.set(to.get().wrapping_sub(now));
+    }
+
+    /// Records something about the running thread, if somebody wants to know.
+    #[inline(always)]
+    pub fn note(&self, kind: Kind, a: u64, b: u64) {
+        if self.trace.is_on() {
+            self.trace.record(kind, self.current.get().map_or(0, |thread| thread.id.get()), a, b);
+        }
     }
 
     /// The account of what runs.
     #[cfg(target_os = "none")]
     fn account(&self) -> &Cell<u64> {
-        self.current.get().map_or(&self.idle_time, |thread| &thread.cpu_time)
+        self.current.get().map_or(&self.idle_time, |thread| &thread.time)
     }
 
     /// Priority of what runs; `None` while idle.
@@ -123,7 +144,7 @@ impl Cpu {
             let slice = u64::from(thread.weight.get()) * (arch::tsc_khz() * SLICE_MS / WEIGHT_DEFAULT);
             // What it used already counts: a thread that is displaced all the time, perhaps because it
             // signals more important ones all the time, would else never make room for its peers.
-            let used = thread.cpu_time.get().wrapping_sub(thread.slice_start.get());
+            let used = thread.cpu_time(true).wrapping_sub(thread.slice_start.get());
             self.slice_end.set(arch::tsc().wrapping_add(slice.saturating_sub(used)).max(1));
             self.program_timer();
         }
@@ -177,7 +198,6 @@ pub fn fail_vcpu_run(thread: &'static Thread) {
     if let Some(vcpu) = thread.vcpu.take() {
         vcpu.runner.set(None);
     }
-    thread.vcpu_event.set(None);
     thread.resume.set(Resume::Syscall);
     thread.regs[reg::RAX].set(Error::Dead as u64);
     thread.regs[reg::RDX].set(0);
@@ -199,11 +219,14 @@ pub fn timer_interrupt() {
     let cpu = this();
     cpu.programmed.set(0);
     let now = arch::tsc();
+    let mut due = 0;
     while let Some(event) = cpu.timers.pop_due(now) {
+        due += 1;
         if let Some(thread) = event.signal(event.timer.signals()) {
             wake(thread);
         }
     }
+    cpu.note(Kind::Timer, due, 0);
     let slice = cpu.slice_end.get();
     if slice != 0 && slice <= now {
         // The running thread goes to the back of its level; `reschedule` then finds a peer first.
@@ -227,11 +250,11 @@ pub fn requeue_current() {
     if let Some(thread) = cpu.current.get()
         && !thread.is_queued.get()
     {
-        if place == Place::Back {
-            // All of it belongs to the slice that ends here.
-            cpu.charge(&thread.cpu_time);
-        }
         cpu.queue.push(thread, place);
+        if place == Place::Back {
+            // All until now belongs to the slice that ends here.
+            thread.slice_start.set(thread.cpu_time(true));
+        }
     }
 }
 
@@ -240,17 +263,28 @@ pub fn requeue_current() {
 pub fn reschedule() -> ! {
     let cpu = this();
     cpu.arch.slice_is_over.set(false);
+    match cpu.queue.pop() {
+        Some(thread) => switch(cpu, cpu.account(), thread),
+        None => idle(cpu),
+    }
+}
+
+#[cfg(target_os = "none")]
+#[cold]
+#[inline(never)]
+fn idle(cpu: &'static Cpu) -> ! {
+    if let Some(thread) = cpu.current.take() {
+        Cpu::charge(&thread.time, &cpu.idle_time);
+        cpu.note(Kind::Switch, thread.id.get(), 0);
+    }
+    cpu.slice_end.set(0);
     loop {
-        if let Some(thread) = cpu.queue.pop() {
-            cpu.slice_end.set(0);
-            switch(cpu, cpu.account(), thread);
-        }
-        cpu.charge(cpu.account());
-        cpu.current.set(None);
-        cpu.slice_end.set(0);
         cpu.program_timer();
         arch::idle_once();
-        cpu.charge(&cpu.idle_time);
+        if let Some(thread) = cpu.queue.pop() {
+            cpu.arch.slice_is_over.set(false);
+            switch(cpu, &cpu.idle_time, thread);
+        }
     }
 }
 
@@ -258,15 +292,39 @@ pub fn reschedule() -> ! {
 #[cfg(target_os = "none")]
 #[inline(always)]
 pub fn switch_to(from: &'static Thread, to: &'static Thread) -> ! {
-    switch(this(), &from.cpu_time, to)
+    switch(this(), &from.time, to)
+}
+
+/// [`switch_to`] a thread that waited and gets these signals, when nobody of its priority or above is ready
+/// and no trace is taken.
+#[cfg(target_os = "none")]
+#[inline(always)]
+pub fn hand_over(cpu: &'static Cpu, from: &'static Thread, to: &'static Thread, signals: u64) -> ! {
+    to.waiting.set(None);
+    Cpu::charge(&from.time, &to.time);
+    put_on(cpu, to);
+    arch::activate_and_return(cpu, to, signals)
+}
+
+/// Makes a thread the one that runs, without peers.
+#[cfg(target_os = "none")]
+#[inline(always)]
+fn put_on(cpu: &'static Cpu, thread: &'static Thread) {
+    cpu.current.set(Some(thread));
+    cpu.slice_end.set(0);
+    count(&cpu.switches);
+    count(&thread.counters.dispatches);
 }
 
 #[cfg(target_os = "none")]
 #[inline(always)]
 fn switch(cpu: &'static Cpu, account: &Cell<u64>, to: &'static Thread) -> ! {
-    cpu.charge(account);
-    cpu.current.set(Some(to));
-    cpu.slice_end.set(0);
+    Cpu::charge(account, &to.time);
+    if cpu.trace.is_on() {
+        let from = cpu.current.get().map_or(0, |thread| thread.id.get());
+        cpu.trace.record(Kind::Switch, to.id.get(), from, 0);
+    }
+    put_on(cpu, to);
     if cpu.queue.has_level(to.priority.get()) {
         cpu.arm_slice(to);
     }
@@ -281,7 +339,7 @@ fn switch(cpu: &'static Cpu, account: &Cell<u64>, to: &'static Thread) -> ! {
 pub fn preempt(current: &'static Thread, woken: &'static Thread) -> ! {
     let cpu = this();
     cpu.queue.push(current, Place::Front);
-    switch(cpu, &current.cpu_time, woken)
+    switch(cpu, &current.time, woken)
 }
 
 /// Leaves the kernel for a thread that is current and whose context is loaded.
@@ -319,7 +377,7 @@ mod tests {
             cpu.slice_end.get() - arch::tsc()
         };
         assert!(left() > slice / 2);
-        thread.cpu_time.set(slice - 1000);
+        thread.time.set(slice - 1000);
         // It was displaced and comes back.
         requeue_current();
         assert!(core::ptr::eq(cpu.queue.pop().unwrap(), thread));

@@ -46,6 +46,10 @@ pub fn delete(cap: &'static Cap, budget: &mut u32) -> Result<(), Error> {
 }
 
 fn delete_leaf(cap: &'static Cap, budget: &mut u32) -> Result<(), Error> {
+    let trace = &cpu::this().trace;
+    if trace.is_ring(cap) {
+        trace.stop();
+    }
     if cap.flags.get() & PINNED != 0 {
         return Err(Error::Busy);
     }

@@ -76,7 +76,7 @@ pub fn merge(low: &'static Cap, high: &'static Cap) -> Result<(), Error> {
     let count = low.count.get().checked_add(high.count.get()).ok_or(Error::BadArgument)?;
     if low.base.get() + u64::from(low.count.get()) != high.base.get()
         || low.has(DEVICE) != high.has(DEVICE)
-        || low.rights.get() != high.rights.get()
+        || low.rights() != high.rights()
     {
         return Err(Error::BadArgument);
     }

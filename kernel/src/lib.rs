@@ -21,3 +21,4 @@ mod syscall_tests;
 #[cfg(test)]
 mod testing;
 pub mod timer;
+pub mod trace;

@@ -290,6 +290,27 @@ mod tests {
     }
 
     #[test]
+    fn a_gibibyte_is_one_leaf_until_a_page_of_it_is_replaced() {
+        let pool = FramePool::new();
+        let mut table = space(&pool, Conflict::Replace);
+        table.largest_leaf = 3;
+        let gib = 512 * 512;
+        let before = pool.count();
+        assert_eq!(table.map_step(1 << 30, Pfn(4 * gib), gib, leaf_flags(3)), Ok(gib));
+        assert_eq!(before - pool.count(), 1);
+        assert_eq!(table.lookup((1 << 30) + 0x12_3000).unwrap().0, Pfn(4 * gib + 0x123));
+        // Two tables more: the leaf becomes 512 of 2 MiB, one of them 512 pages.
+        assert_eq!(table.map_step((1 << 30) + 0x12_3000, Pfn(7), 1, leaf_flags(3)), Ok(1));
+        assert_eq!(before - pool.count(), 3);
+        assert_eq!(table.lookup((1 << 30) + 0x12_3000).unwrap().0, Pfn(7));
+        assert_eq!(table.lookup((1 << 30) + 0x12_4000).unwrap().0, Pfn(4 * gib + 0x124));
+        assert_eq!(table.lookup((2 << 30) - 0x1000).unwrap().0, Pfn(5 * gib - 1));
+        unmap_all(&table, 1 << 30, 4 * gib, gib);
+        assert_eq!(table.lookup((2 << 30) - 0x1000), None);
+        assert_eq!(table.lookup((1 << 30) + 0x12_3000).unwrap().0, Pfn(7));
+    }
+
+    #[test]
     fn running_out_of_table_frames_is_an_error() {
         let pool = FramePool::new();
         let memory = frames(1, 1);

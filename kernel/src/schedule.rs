@@ -57,7 +57,13 @@ impl RunQueue {
         self.occupied.get() & 1 << (priority & 63) != 0
     }
 
-    /// Queues a thread.
+    /// Nobody of this priority or above waits.
+    #[inline(always)]
+    pub fn is_clear_from(&self, priority: u8) -> bool {
+        self.occupied.get() >> (priority & 63) == 0
+    }
+
+    /// Queues a thread that does not run; who queues the running one sets its `slice_start`.
     #[inline]
     pub fn push(&self, thread: &'static Thread, place: Place) {
         debug_assert!(!thread.is_queued.get());
@@ -66,7 +72,7 @@ impl RunQueue {
         thread.is_queued.set(true);
         match place {
             Place::Back => {
-                thread.slice_start.set(thread.cpu_time.get());
+                thread.slice_start.set(thread.time.get());
                 let last = level.last.replace(Some(thread));
                 thread.queue_prev.set(last);
                 thread.queue_next.set(None);

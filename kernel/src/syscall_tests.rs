@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use proto::abi::{Error, Field, PAGE_SIZE, ThreadState, map, rights};
 
 use crate::cap::{DONATED, PINNED};
+use crate::memory::Pfn;
 use crate::object::Object;
 use crate::object::domain::Domain;
 use crate::object::event::Event;
@@ -40,7 +41,7 @@ fn repeat(call: impl Fn() -> Answer) {
 /// A world with an event, a domain with a thread, a VM and a vCPU.
 fn populated() -> World {
     let w = World::new();
-    for (frames, slot) in [(1, 30), (3, 31), (1, 32), (2, 33), (4, 34), (1, 35), (4, 36), (16, 37)] {
+    for (frames, slot) in [(1, 30), (3, 31), (1, 32), (2, 33), (3, 34), (1, 35), (4, 36), (16, 37)] {
         w.take(frames, slot);
     }
     done(event_create(w.thread, 30, EVENT));
@@ -257,11 +258,36 @@ fn destroying_an_event_ends_the_wait_on_it() {
 fn destroying_a_vm_ends_its_vcpus() {
     let w = populated();
     let t = w.thread;
-    assert!(vcpu_run(t, VCPU, EVENT).is_ok());
+    let (vcpu, _) = vcpu_run(t, VCPU, EVENT).unwrap();
+    put_off(t, vcpu);
     assert_eq!(vcpu_run(t, VCPU, EVENT).err(), Some(Error::Busy));
     done(cap_delete(t, 0, VM));
-    assert!(t.vcpu.get().is_none());
+    assert!(take_up(t).is_none());
     assert_eq!(vcpu_run(t, VCPU, EVENT).err(), Some(Error::Dead));
+}
+
+/// A guest's memory costs a table per 512 GiB, and one per GiB only where run and address do not fit together.
+#[test]
+fn a_vm_gets_the_largest_leaves_that_run_and_address_allow() {
+    const GIB: u64 = 1 << 18;
+    let w = populated();
+    let t = w.thread;
+    let map_run = |first: u64, count: u64, gpa: u64| {
+        let before = done(cap_read(t, VM, Field::FreeFrames as u64));
+        boot_frames(w.cap(60), Pfn(first), count as u32, true);
+        repeat(|| cap_map(t, 60, VM, gpa * PAGE_SIZE, map::READ | map::WRITE));
+        let taken = before - done(cap_read(t, VM, Field::FreeFrames as u64));
+        repeat(|| cap_unmap(t, 60));
+        w.cap(60).remove();
+        taken
+    };
+    // Two leaves of 1 GiB in one table; then two and one of 2 MiB, which takes another one.
+    assert_eq!(map_run(4 * GIB, 2 * GIB, 2 * GIB), 1);
+    assert_eq!(map_run(4 * GIB, 2 * GIB + 512, 2 * GIB), 1);
+    // Off by 2 MiB: 2 MiB leaves, in one table per GiB that is touched.
+    assert_eq!(map_run(4 * GIB + 512, 2 * GIB, 8 * GIB), 2);
+    // Off by a page: pages.
+    assert_eq!(map_run(4 * GIB + 1, 512, 16 * GIB), 2);
 }
 
 #[test]
@@ -381,4 +407,53 @@ proptest! {
             prop_assert!(cap.is_empty() || !cap.has_children());
         }
     }
+}
+
+#[test]
+fn a_thread_says_what_it_did() {
+    let w = populated();
+    let t = w.thread;
+    let other: &'static Thread = w.cap(THREAD as u32).object(0).unwrap();
+    let read = |field| done(cap_read(t, THREAD, field as u64));
+    assert_ne!(read(Field::ThreadId), 0);
+    assert_ne!(read(Field::ThreadId), t.id.get());
+    assert_eq!((read(Field::SignalsSent), read(Field::WakeUps)), (0, 0));
+    other.counters.dispatches.set(3);
+    other.counters.interrupts.set(4);
+    other.counters.vcpu_exits.set(5);
+    other.counters.vcpu_kernel_exits.set(6);
+    assert_eq!(read(Field::Dispatches), 3);
+    assert_eq!(read(Field::Interrupts), 4);
+    assert_eq!(read(Field::VcpuExits), 5);
+    assert_eq!(read(Field::VcpuKernelExits), 6);
+    assert_eq!(refused(cap_read(t, EVENT, Field::ThreadId as u64)), Error::WrongType);
+    assert_eq!(refused(cap_read(t, THREAD, 35)), Error::BadArgument);
+    done(event_signal(t, EVENT));
+    assert_eq!(t.counters.signals_sent.get(), 1);
+    assert_eq!(t.counters.wake_ups.get(), 0);
+}
+
+#[test]
+fn a_kernel_that_does_not_count_instructions_says_so() {
+    use proto::abi::SystemField;
+    for field in 16..=25 {
+        assert!(SystemField::try_from(field).is_ok());
+        assert_eq!(refused(system_info(field)), Error::NotSupported);
+    }
+    let _w = World::new();
+    assert!(system_info(SystemField::ContextSwitches as u64).is_ok());
+    assert!(system_info(SystemField::Interrupts as u64).is_ok());
+}
+
+/// The event's capability went while a thread was put off in `vcpu_run`: the kernel kept a pointer to the event.
+#[test]
+fn a_vcpu_run_whose_event_is_gone_ends() {
+    let w = populated();
+    let t = w.thread;
+    let (vcpu, _) = vcpu_run(t, VCPU, EVENT).unwrap();
+    t.vcpu_event.set(EVENT);
+    put_off(t, vcpu);
+    done(cap_delete(t, 0, EVENT));
+    assert!(take_up(t).is_none());
+    assert!(vcpu.runner.get().is_none() && t.vcpu.get().is_none());
 }

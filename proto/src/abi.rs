@@ -16,6 +16,8 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const PAGE_SHIFT: u32 = 12;
 /// Capability slots that one 4 KiB frame holds.
 pub const SLOTS_PER_FRAME: u64 = 64;
+/// Frames that a vCPU lives in, beside its state page: object, VMCB, FPU.
+pub const VCPU_FRAMES: u64 = 3;
 /// First address that no domain may map (end of the lower canonical half).
 pub const USER_END: u64 = 0x0000_8000_0000_0000;
 /// Highest scheduling priority; 0 is the lowest.
@@ -73,7 +75,7 @@ numbered! {
         CapRead = 14,
         /// `(frames[2], dst)`: makes a VM with an empty guest-physical address space.
         VmCreate = 15,
-        /// `(frames[4], vm, state_frames[1], dst)`: makes a vCPU whose [`VcpuState`] is the given frame.
+        /// `(frames[3], vm, state_frames[1], dst)` ([`VCPU_FRAMES`]): makes a vCPU whose [`VcpuState`] is the given frame.
         VcpuCreate = 16,
         /// `(frames, at, dst)`: cuts an owned run in two; `slot` keeps the first `at` frames.
         FramesSplit = 17,

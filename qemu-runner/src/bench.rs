@@ -12,6 +12,7 @@ pub mod plots;
 pub mod report;
 pub mod select;
 mod sizes;
+pub mod standard;
 
 use std::path::Path;
 use std::time::Duration;
@@ -50,14 +51,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         log: args.log.as_deref(),
         progress: Progress::Shown,
     };
-    let Measured { rows, boot } = measure(&selection, setting)?;
+    let Measured { rows, boot, requests } = measure(&selection, setting)?;
     print!("{}", report::table(&rows));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::Died(e.to_string()))?;
         std::fs::write(path, text + "\n").map_err(Error::path(path))?;
     }
     if let Some(dir) = &args.plots {
-        plots::write(dir, &rows, &splits(&rows), &boot)?;
+        plots::write(dir, &rows, &[splits(&rows), requests].concat(), &boot)?;
     }
     let Some(before) = before else { return Ok(()) };
     let changes = baseline::compare(&before, &rows);
@@ -72,6 +73,8 @@ pub struct Measured {
     pub rows: Vec<Row>,
     /// How the machine with the guest came up, if there was one.
     pub boot: Vec<Moment>,
+    /// What requests of a guest cost, by domain.
+    pub requests: Vec<Split>,
 }
 
 /// Measures what was asked for, in the table's order.
@@ -80,15 +83,11 @@ pub struct Measured {
 /// A machine does not come up, or not in time, or what it says makes no sense.
 pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, Error> {
     let mut figures: Vec<Figure> = Vec::new();
-    let mut moments = Vec::new();
     if selection.has_group(Group::Paths) {
         figures.extend(paths::measure(setting)?);
     }
-    if selection.has_any(&[Group::Exits, Group::Boot, Group::Memory]) {
-        let (measured, boot) = boot::measure(setting)?;
-        figures.extend(measured);
-        moments = boot;
-    }
+    let guest = standard::measure(selection, setting)?;
+    figures.extend(guest.figures);
     if selection.has_group(Group::Sizes) {
         let mut request = Request::new(Vec::new());
         request.has_icount = true;
@@ -100,7 +99,7 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, 
     let wanted = figures.into_iter().filter(|figure| selection.has(figure.name));
     let mut rows = wanted.map(Row::of).collect::<Result<Vec<Row>, Error>>()?;
     report::sort(&mut rows);
-    Ok(Measured { rows, boot: moments })
+    Ok(Measured { rows, boot: guest.boot, requests: guest.splits })
 }
 
 /// What each crossing costs, by part: what the kernel takes stands in the group `paths`, the rest of what the

@@ -31,6 +31,9 @@ pub enum Action {
     Bench(BenchArgs),
 }
 
+/// Size of a trace's ring if none is given, as `xl trace start` has it.
+const TRACE_KIB: u32 = 512;
+
 /// Options of `run`.
 #[derive(Debug, Args, Default)]
 pub struct RunArgs {
@@ -51,6 +54,13 @@ pub struct RunArgs {
     /// Write one file per domain's console and log to this folder.
     #[arg(long, value_name = "DIR")]
     pub log: Option<PathBuf>,
+    /// Record what kernel and guests do while the commands of --exec run (without any: until the line of
+    /// --until), and write it to this file, for ui.perfetto.dev and chrome://tracing.
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
+    /// Size of the trace's ring: 32 bytes a record, the oldest are overwritten.
+    #[arg(long, value_name = "KIB", default_value_t = TRACE_KIB, requires = "trace")]
+    pub trace_kib: u32,
     /// Memory of the machine.
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
@@ -118,7 +128,7 @@ pub struct BenchArgs {
 impl RunArgs {
     /// `run` with no options.
     pub fn by_default() -> Self {
-        Self { smp: 1, ..Self::default() }
+        Self { smp: 1, trace_kib: TRACE_KIB, ..Self::default() }
     }
 }
 
@@ -132,12 +142,14 @@ mod tests {
         Cli::command().debug_assert();
         let words = "qemu-runner run --guest web.cfg --guest db.cfg --exec x --exec y --timeout 120 --log out/ \
                      --until z --memory 1024 --smp 2 --accel tcg --icount --qemu-arg -d --net none --hostfwd \
-                     tcp::8080-:80";
+                     tcp::8080-:80 --trace t.json --trace-kib 64";
         let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
         let Some(Action::Run(run)) = cli.command else { panic!("not run") };
         assert_eq!((run.guests.len(), run.exec.len(), run.timeout, run.smp), (2, 2, Some(120), 2));
         assert_eq!((run.accel, run.icount, run.net), (Some(Accel::Tcg), true, Net::None));
         assert_eq!(run.qemu_args, ["-d"]);
+        assert_eq!((run.trace, run.trace_kib), (Some("t.json".into()), 64));
+        assert!(Cli::try_parse_from(["qemu-runner", "run", "--trace-kib", "64"]).is_err());
         let words = "qemu-runner bench paths round-trip --json new.json --baseline old.json";
         let Some(Action::Bench(bench)) = Cli::try_parse_from(words.split_whitespace()).unwrap().command
         else {

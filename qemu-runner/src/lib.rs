@@ -2,8 +2,8 @@
 //!
 //! [`plan`] turns xl.cfg files into what is packed and attached, [`guest`] makes the default guest from
 //! Debian's packages, [`host`] finds or installs what the host needs, [`qemu`] has the one command line,
-//! and [`machine::Machine`] drives a running machine through its serial port. The whole-system tests are
-//! written against [`session`] and [`machine`].
+//! [`machine::Machine`] drives a running machine through its serial port, and [`trace`] reads the kernel's trace. The
+//! whole-system tests are written against [`session`] and [`machine`].
 
 pub mod accel;
 pub mod bench;
@@ -15,6 +15,7 @@ pub mod plan;
 pub mod qemu;
 pub mod run;
 pub mod session;
+pub mod trace;
 
 pub use image_builder::Progress;
 pub use machine::{Guest, Machine};

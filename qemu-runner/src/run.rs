@@ -13,6 +13,7 @@ use crate::machine::Machine;
 use crate::plan::{ConfigFile, Kernels, default_config};
 use crate::qemu::{Exit, Serial};
 use crate::session::{Request, Session};
+use crate::trace;
 
 /// How long a scripted run may take when no time is given: for ever, in seconds.
 const NO_LIMIT: u64 = 10 * 365 * 24 * 3600;
@@ -27,6 +28,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     let until = args.until.as_deref().map(Regex::new).transpose();
     let until = until.map_err(|e| Error::Usage(format!("--until: {e}")))?;
     let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if args.trace.is_some() && args.exec.is_empty() && until.is_none() {
+        return Err(Error::Usage("--trace needs an end: give --exec or --until".to_owned()));
+    }
     let is_interactive = args.exec.is_empty() && until.is_none() && is_terminal && args.log.is_none();
     let request = request(args, is_interactive)?;
     let session = Session::prepare(&request)?;
@@ -119,6 +123,10 @@ fn scripted(session: &Session, args: &RunArgs, until: Option<&Regex>) -> Result<
         return show(&machine, deadline);
     }
     machine.wait_up(left())?;
+    let start = || args.trace.as_ref().map_or(Ok(()), |_| trace::start(&machine, args.trace_kib, left()));
+    if args.exec.is_empty() {
+        start()?;
+    }
     let mut failed = Vec::new();
     if let Some(until) = until {
         let line = machine.wait(&format!("line that matches `{until}`"), left(), |state| {
@@ -129,12 +137,18 @@ fn scripted(session: &Session, args: &RunArgs, until: Option<&Regex>) -> Result<
         })?;
         println!("{line}");
     }
+    if !args.exec.is_empty() {
+        start()?;
+    }
     for command in &args.exec {
         let (output, status) = machine.exec(command, left())?;
         print!("{output}");
         if status != 0 {
             failed.push(format!("`{command}` failed with status {status}"));
         }
+    }
+    if let Some(path) = &args.trace {
+        trace::write(&trace::take(&machine, left())?, path, Progress::Shown)?;
     }
     // A broken pipe at the other end of stdout is not the machine's fault.
     let _ = std::io::stdout().flush();

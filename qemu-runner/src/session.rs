@@ -26,6 +26,8 @@ pub struct Request {
     pub manifest: Option<(String, String)>,
     /// Programs beside the workspace's own, or in place of those of the same name, for tests.
     pub programs: Vec<Program>,
+    /// Features of the kernel beside the usual ones, for measuring: `count-instructions`.
+    pub kernel_features: Vec<String>,
     /// Options of services: service, `key=value`.
     pub options: Vec<(String, String)>,
     /// Memory of the machine in MiB.
@@ -57,6 +59,7 @@ impl Request {
             kernels: Kernels::Unpack,
             manifest: None,
             programs: Vec::new(),
+            kernel_features: Vec::new(),
             options: Vec::new(),
             memory_mib: None,
             smp: 1,
@@ -104,7 +107,9 @@ impl Session {
         let machine = {
             // One build at a time; cargo would wait without saying so.
             let _lock = host::Lock::take(&host::cache_dir().join("build.lock"))?;
-            image_builder::build(&BuildRequest::new(manifest.programs(programs)), progress)?
+            let mut build = BuildRequest::new(manifest.programs(programs));
+            build.kernel_features.clone_from(&request.kernel_features);
+            image_builder::build(&build, progress)?
         };
         let mut options = request.options.clone();
         let mode = if request.serial == Serial::Terminal { "mode=interactive" } else { "mode=mux" };

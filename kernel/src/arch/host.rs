@@ -65,12 +65,30 @@ pub fn tsc_khz() -> u64 {
     1_000_000
 }
 
+/// No entry code to exchange.
+pub fn set_traced(_is_traced: bool) {}
+
+/// No counters.
+pub type Counts = [Cell<u64>; 0];
+/// No counters.
+pub const fn no_counts() -> Counts {
+    []
+}
+
+/// Nothing is counted.
+///
+/// # Errors
+/// `NotSupported`.
+pub fn instructions(_field: proto::abi::SystemField) -> Result<u64, Error> {
+    Err(Error::NotSupported)
+}
+
 /// Nothing to set.
 pub fn set_timer(_deadline: u64) {}
 
-/// Largest leaf of a page table: 2 MiB.
+/// Largest leaf of a page table: 1 GiB.
 pub fn largest_leaf() -> u32 {
-    2
+    3
 }
 
 /// Guest-physical address bits.

@@ -97,9 +97,54 @@ impl Event {
     }
 
     /// Stops waiting; `false`: a signaller was faster.
+    #[inline(always)]
     pub fn cancel_wait(&self, thread: &'static Thread) -> bool {
         let me = core::ptr::from_ref(thread).cast_mut();
         self.waiter.compare_exchange(me, core::ptr::null_mut(), Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    /// Sets signals without waking anybody: the caller took the waiter before.
+    pub fn add(&self, signals: u64) {
+        self.pending.fetch_or(signals, Ordering::SeqCst);
+    }
+
+    /// Signals are pending.
+    #[inline(always)]
+    pub fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) != 0
+    }
+
+    /// Who waits now, if anybody does.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the waiter is an atomic pointer to a thread object")]
+    pub fn waiter(&self) -> Option<&'static Thread> {
+        // SAFETY: a thread leaves the cell before it is destroyed (`Thread::leave_objects`).
+        unsafe { self.waiter.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Takes exactly this waiter, whom the caller then gives its signals directly; `false`: somebody was
+    /// faster. Signals that are pending stay for the thread's next wait.
+    #[inline(always)]
+    pub fn take_this_waiter(&self, thread: &'static Thread) -> bool {
+        let waiter = core::ptr::from_ref(thread).cast_mut();
+        self.waiter
+            .compare_exchange(waiter, core::ptr::null_mut(), Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Makes `thread` the waiter, if nobody waits and nothing is pending. `false`: it does not wait.
+    #[inline(always)]
+    pub fn begin_wait(&self, thread: &'static Thread) -> bool {
+        let me = core::ptr::from_ref(thread).cast_mut();
+        if self
+            .waiter
+            .compare_exchange(core::ptr::null_mut(), me, Ordering::SeqCst, Ordering::Relaxed)
+            .is_err()
+        {
+            return false;
+        }
+        // As in `wait`: whoever signalled before the exchange did not see the waiter.
+        !(self.is_pending() && self.cancel_wait(thread))
     }
 
     #[inline(always)]
@@ -109,7 +154,7 @@ impl Event {
             return None;
         }
         let waiter = self.waiter.swap(core::ptr::null_mut(), Ordering::SeqCst);
-        // SAFETY: a thread leaves the cell before it is destroyed (`Thread::stop`).
+        // SAFETY: a thread leaves the cell before it is destroyed (`Thread::leave_objects`).
         unsafe { waiter.as_ref() }
     }
 

@@ -12,6 +12,8 @@ use super::domain::Domain;
 use super::event::Event;
 use super::vcpu::Vcpu;
 use super::{Header, Object};
+use crate::cap::{self, Cap, Table};
+use crate::memory::Shared;
 
 /// Index into [`Thread::regs`]; 0 to 15 are the general registers in encoding order (4 is unused).
 pub mod reg {
@@ -44,6 +46,32 @@ pub enum Resume {
     Vcpu,
 }
 
+/// The number given last. Changed only with the tree lock held.
+static LAST_ID: Shared<Cell<u64>> = Shared(Cell::new(0));
+
+/// What a thread did since it was made; see the fields of `abi::Field` with the same names.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Times that it was put on a CPU.
+    pub dispatches: Cell<u64>,
+    /// Signals that it sent.
+    pub signals_sent: Cell<u64>,
+    /// Those that made another thread ready or run.
+    pub wake_ups: Cell<u64>,
+    /// Interrupts that came while it was on the CPU.
+    pub interrupts: Cell<u64>,
+    /// Guest exits that were handed to it.
+    pub vcpu_exits: Cell<u64>,
+    /// Guest exits that the kernel served alone.
+    pub vcpu_kernel_exits: Cell<u64>,
+}
+
+/// Raises a counter.
+#[inline(always)]
+pub fn count(counter: &Cell<u64>) {
+    counter.set(counter.get().wrapping_add(1));
+}
+
 /// The object.
 #[derive(Debug)]
 #[repr(C)]
@@ -62,15 +90,23 @@ pub struct Thread {
     pub weight: Cell<u16>,
     /// Where it runs.
     pub domain: &'static Domain,
+    /// The domain's capability table.
+    table: &'static Table,
+    /// Physical address of the domain's level-4 table.
+    pub root: u64,
+    /// Its number: unique since boot, 0 before it is registered.
+    pub id: Cell<u64>,
+    /// What it did.
+    pub counters: Counters,
     /// The event that it blocks on; its signals are taken when it runs again.
     pub waiting: Cell<Option<&'static Event>>,
-    /// In `vcpu_run`: the vCPU.
+    /// Put off in the middle of `vcpu_run`: the vCPU.
     pub vcpu: Cell<Option<&'static Vcpu>>,
-    /// In `vcpu_run`: the event that ends it.
-    pub vcpu_event: Cell<Option<&'static Event>>,
-    /// TSC ticks on a CPU.
-    pub cpu_time: Cell<u64>,
-    /// What `cpu_time` was when its time slice began: when it last went behind its peers.
+    /// Slot of the event that ends the latest `vcpu_run`; looked up again whenever the guest is entered again.
+    pub vcpu_event: Cell<u64>,
+    /// TSC ticks on a CPU; while it is on one, less the TSC of when it came there. See [`Thread::cpu_time`].
+    pub time: Cell<u64>,
+    /// What [`Thread::cpu_time`] was when its time slice began: when it last went behind its peers.
     pub slice_start: Cell<u64>,
     /// Neighbours in the run queue.
     pub queue_prev: Cell<Option<&'static Thread>>,
@@ -106,10 +142,14 @@ impl Thread {
             priority: Cell::new(0),
             weight: Cell::new(256),
             domain,
+            table: domain.slots(),
+            root: domain.space.root.phys().0,
+            id: Cell::new(0),
+            counters: Counters::default(),
             waiting: Cell::new(None),
             vcpu: Cell::new(None),
-            vcpu_event: Cell::new(None),
-            cpu_time: Cell::new(0),
+            vcpu_event: Cell::new(0),
+            time: Cell::new(0),
             slice_start: Cell::new(0),
             queue_prev: Cell::new(None),
             queue_next: Cell::new(None),
@@ -129,8 +169,25 @@ impl Thread {
         if is_ready { self.state.get() } else { ThreadState::Waiting }
     }
 
-    /// Enters a new thread into its domain's list, and its fault event's.
+    /// The slot of its domain's table.
+    ///
+    /// # Errors
+    /// `BadSlot`.
+    #[inline(always)]
+    pub fn slot(&self, number: u64) -> Result<&'static Cap, Error> {
+        cap::slot(self.table, number)
+    }
+
+    /// TSC ticks on a CPU so far; `is_running`: it is on this one.
+    pub fn cpu_time(&self, is_running: bool) -> u64 {
+        let since = if is_running { crate::arch::tsc() } else { 0 };
+        self.time.get().wrapping_add(since)
+    }
+
+    /// Enters a new thread into its domain's list, and its fault event's, and numbers it.
     pub fn register(&'static self, fault: Option<(&'static Event, u64)>) {
+        self.id.set(LAST_ID.0.get() + 1);
+        LAST_ID.0.set(self.id.get());
         self.next_in_domain.set(self.domain.threads.replace(Some(self)));
         if let Some((event, signals)) = fault {
             self.fault_event.set(Some(event));
@@ -205,7 +262,6 @@ impl Thread {
         if let Some(vcpu) = self.vcpu.take() {
             vcpu.runner.set(None);
         }
-        self.vcpu_event.set(None);
     }
 
     /// A thread of a leaked domain, for tests.

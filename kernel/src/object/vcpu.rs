@@ -39,7 +39,7 @@ impl Object for Vcpu {
 
 impl Vcpu {
     /// Frames of a vCPU.
-    pub const FRAMES: u64 = 4;
+    pub const FRAMES: u64 = proto::abi::VCPU_FRAMES;
 
     /// Makes a vCPU in [`Self::FRAMES`] frames; `state` is the owned frame of its state page.
     ///

@@ -23,7 +23,7 @@ pub fn cap_read(caller: &'static Thread, number: u64, field: u64) -> Answer {
     let field = Field::try_from(field).map_err(|_| Error::BadArgument)?;
     let value = match field {
         Field::Type => u64::from(cap.kind()),
-        Field::Rights => u64::from(cap.rights.get()),
+        Field::Rights => cap.rights(),
         Field::Base => match ObjectType::try_from(u64::from(cap.kind())) {
             Ok(ObjectType::Frames) => {
                 cap.require(ObjectType::Frames, rights::PHYS)?;
@@ -35,15 +35,15 @@ pub fn cap_read(caller: &'static Thread, number: u64, field: u64) -> Answer {
         },
         Field::Count => u64::from(cap.count.get()),
         Field::FreeFrames => space_of(cap)?.pool.count(),
-        _ => thread_field(cap.object(rights::CONTROL)?, field),
+        _ => thread_field(caller, cap.object(rights::CONTROL)?, field),
     };
     Ok(Outcome::Value(value))
 }
 
-fn thread_field(thread: &Thread, field: Field) -> u64 {
+fn thread_field(caller: &Thread, thread: &Thread, field: Field) -> u64 {
     let number = field as u64;
     match field {
-        Field::CpuTime => thread.cpu_time.get(),
+        Field::CpuTime => thread.cpu_time(core::ptr::eq(caller, thread)),
         Field::ThreadState => thread.state() as u64,
         Field::FaultVector => thread.fault[0].get(),
         Field::FaultCode => thread.fault[1].get(),
@@ -51,6 +51,13 @@ fn thread_field(thread: &Thread, field: Field) -> u64 {
         Field::Rip => thread.regs[reg::RIP].get(),
         Field::Rsp => thread.regs[reg::RSP].get(),
         Field::Rflags => thread.regs[reg::RFLAGS].get(),
+        Field::Dispatches => thread.counters.dispatches.get(),
+        Field::SignalsSent => thread.counters.signals_sent.get(),
+        Field::WakeUps => thread.counters.wake_ups.get(),
+        Field::Interrupts => thread.counters.interrupts.get(),
+        Field::VcpuExits => thread.counters.vcpu_exits.get(),
+        Field::VcpuKernelExits => thread.counters.vcpu_kernel_exits.get(),
+        Field::ThreadId => thread.id.get(),
         _ => thread.regs.get((number - Field::Rax as u64) as usize).map_or(0, core::cell::Cell::get),
     }
 }
@@ -78,7 +85,7 @@ pub fn cap_derive(caller: &'static Thread, args: [u64; 6]) -> Answer {
     if src.is_empty() {
         return Err(Error::BadSlot);
     }
-    let held = u64::from(src.rights.get());
+    let held = src.rights();
     if held & rights::CONTROL == 0 || wanted & !held != 0 {
         return Err(Error::NoRight);
     }
@@ -211,6 +218,14 @@ const CALL_UNDO_MAP: u64 = 3;
 pub fn cap_map(caller: &'static Thread, number: u64, space: u64, address: u64, flags: u64) -> Answer {
     let _tree = TREE.lock();
     let cap = slot(caller, number)?;
+    if space != 0 && slot(caller, space)?.kind() == ObjectType::Log as u8 {
+        slot(caller, space)?.require(ObjectType::Log, rights::CONTROL)?;
+        cpu::this().trace.start(cap, address, flags)?;
+        return DONE;
+    }
+    if cpu::this().trace.is_ring(cap) {
+        return Err(Error::IsMapped);
+    }
     if cap.kind() == ObjectType::IoPorts as u8 {
         let domain = domain(caller, space)?;
         if cap.space.get() != 0 {
@@ -252,6 +267,10 @@ pub fn cap_unmap(caller: &'static Thread, number: u64) -> Answer {
             return Err(Error::NotMapped);
         }
         destroy::disable_ports(cap);
+        return DONE;
+    }
+    if cpu::this().trace.is_ring(cap) {
+        cpu::this().trace.stop();
         return DONE;
     }
     cap.require(ObjectType::Frames, 0)?;

@@ -5,6 +5,7 @@
 //! capabilities take the tree lock; the fast ones (signal, wait, run) only read slots.
 
 mod caps;
+pub mod fast;
 mod objects;
 
 use proto::abi::{Error, ObjectType, SystemField, rights};
@@ -15,9 +16,10 @@ use crate::cpu;
 use crate::object::domain::Domain;
 use crate::object::event::Event;
 use crate::object::space::Space;
-use crate::object::thread::{Resume, Thread, reg};
+use crate::object::thread::{Resume, Thread, count, reg};
 use crate::object::vcpu::Vcpu;
 use crate::object::vm::Vm;
+use crate::trace::Kind;
 
 pub use caps::*;
 pub use objects::*;
@@ -48,7 +50,7 @@ const DONE: Answer = Ok(Outcome::Value(0));
 
 #[inline(always)]
 fn slot(caller: &Thread, slot: u64) -> Result<&'static Cap, Error> {
-    caller.domain.slot(slot)
+    caller.slot(slot)
 }
 
 /// The domain named by a slot, 0 meaning the caller's own.
@@ -70,12 +72,24 @@ fn empty(domain: &Domain, number: u64) -> Result<&'static Cap, Error> {
 pub fn event_signal(caller: &'static Thread, event: u64) -> Answer {
     let cap = slot(caller, event)?;
     let event: &Event = cap.object(rights::SIGNAL)?;
-    let Some(woken) = event.signal(cap.aux.get()) else { return DONE };
+    let Some(woken) = send(caller, event, cap.aux.get()) else { return DONE };
     if woken.priority.get() > caller.priority.get() {
         return Ok(Outcome::Displaced(woken));
     }
     cpu::wake(woken);
     DONE
+}
+
+/// Signals on a thread's behalf; answers whom the signals woke.
+#[inline(always)]
+fn send(caller: &'static Thread, event: &Event, signals: u64) -> Option<&'static Thread> {
+    let woken = event.signal(signals);
+    count(&caller.counters.signals_sent);
+    if woken.is_some() {
+        count(&caller.counters.wake_ups);
+    }
+    cpu::this().note(Kind::Signal, signals, woken.map_or(0, |thread| thread.id.get()));
+    woken
 }
 
 /// `EventWait`.
@@ -90,6 +104,7 @@ fn block_on(caller: &'static Thread, event: &'static Event) -> Answer {
     match event.wait(caller)? {
         0 => {
             caller.waiting.set(Some(event));
+            cpu::this().note(Kind::Wait, 0, 0);
             Ok(Outcome::Blocked)
         }
         signals => Ok(Outcome::Value(signals)),
@@ -109,7 +124,16 @@ pub fn event_signal_and_wait(caller: &'static Thread, signal: u64, wait: u64) ->
     let cap = slot(caller, signal)?;
     let target: &Event = cap.object(rights::SIGNAL)?;
     let own: &'static Event = slot(caller, wait)?.object(rights::WAIT)?;
-    let woken = target.signal(cap.aux.get());
+    let woken = send(caller, target, cap.aux.get());
+    wait_after_signal(caller, own, woken)
+}
+
+/// The second half of `EventSignalAndWait`: whom the signal woke is still to be made ready.
+pub fn wait_after_signal(
+    caller: &'static Thread,
+    own: &'static Event,
+    woken: Option<&'static Thread>,
+) -> Answer {
     let outcome = match block_on(caller, own) {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -145,11 +169,11 @@ pub fn event_timer(caller: &'static Thread, event: u64, deadline: u64, signals: 
     DONE
 }
 
-/// `VcpuRun`: checks, and says what to run.
+/// `VcpuRun`: checks, and says what to run. Nobody can interfere while the guest runs; only a thread that is
+/// put off in the middle is entered as the vCPU's runner ([`put_off`]).
 ///
 /// # Errors
-/// `Dead` without a VM; `Busy` when another thread runs it.
-#[inline(always)]
+/// `Dead` without a VM; `Busy` when another thread is in the middle of running it.
 pub fn vcpu_run(
     caller: &'static Thread,
     vcpu: u64,
@@ -163,10 +187,22 @@ pub fn vcpu_run(
     if vcpu.runner.get().is_some() {
         return Err(Error::Busy);
     }
-    vcpu.runner.set(Some(caller));
-    caller.vcpu.set(Some(vcpu));
-    caller.vcpu_event.set(Some(event));
     Ok((vcpu, event))
+}
+
+/// The thread goes on with the vCPU when it is its turn.
+pub fn put_off(thread: &'static Thread, vcpu: &'static Vcpu) {
+    vcpu.runner.set(Some(thread));
+    thread.vcpu.set(Some(vcpu));
+    thread.resume.set(Resume::Vcpu);
+}
+
+/// It is its turn: what it was put off from, unless that was destroyed meanwhile.
+pub fn take_up(thread: &'static Thread) -> Option<(&'static Vcpu, &'static Vm, &'static Event)> {
+    let vcpu = thread.vcpu.take()?;
+    vcpu.runner.set(None);
+    let event = slot(thread, thread.vcpu_event.get()).ok()?.object(rights::WAIT).ok()?;
+    Some((vcpu, vcpu.vm.get()?, event))
 }
 
 /// `ThreadYield`.
@@ -198,7 +234,9 @@ pub fn system_info(field: u64) -> Answer {
         SystemField::IdleTime => cpu::this().idle_time.get(),
         SystemField::Cpus => 1,
         SystemField::FirstMsiVector => crate::arch::FIRST_MSI_VECTOR,
-        _ => return Err(Error::NotSupported),
+        SystemField::ContextSwitches => cpu::this().switches.get(),
+        SystemField::Interrupts => cpu::this().interrupts.get(),
+        counted => crate::arch::instructions(counted)?,
     }))
 }
 

@@ -1,155 +1,53 @@
-//! The default guest under `-icount`: its start, its exits as it sees them itself, and memory.
+//! How the system and its first guest start, and the memory that both take.
+//!
+//! The guest is the standard one ([`super::standard`]). What is on the machine's clock counts from the reset: the
+//! TSC, which no guest of ours has an offset to, and the stamps of the log, which are the TSC's too.
 
 use std::time::Duration;
 
-use regex::Regex;
-
 use crate::Error;
-use crate::bench::Setting;
 use crate::bench::plots::Moment;
 use crate::bench::report::Figure;
-use crate::guest;
-use crate::machine::{Guest, Machine};
-use crate::plan::default_config;
-use crate::session::{Request, Session};
+use crate::bench::standard::readings::Readings;
+use crate::machine::Machine;
 
-/// Samples that [`PROBE`] takes of each exit.
-const SAMPLES: usize = 128;
-/// Instructions of [`PROBE`] between two stamps: RDTSC and three more. The intercepted one is not counted.
-const PROBE_OWN: u64 = 4;
 /// Instructions per microsecond.
 const PER_MICROSECOND: u64 = 1000;
 
-/// A Linux program. It stamps 128 times around CPUID and 128 times around VMMCALL (`xen_version`, from ring 3,
-/// which is answered -EPERM), and writes the differences to its standard output:
-///
-/// ```text
-///     sub rsp, 1024; mov rbp, rsp; xor r13d, r13d
-/// 1:  rdtsc; mov r14d, eax; xor eax, eax; xor ecx, ecx; cpuid; rdtsc; sub eax, r14d; mov [rbp + 4*r13], eax
-///     rdtsc; mov r14d, eax; mov eax, 17; mov edi, 0; vmmcall; rdtsc; sub eax, r14d; mov [rbp + 4*r13 + 512], eax
-///     inc r13d; cmp r13d, 128; jne 1b
-///     write(1, rbp, 1024); exit(0)
-/// ```
-#[rustfmt::skip]
-const PROBE: [u8; 106] = [
-    0x48, 0x81, 0xec, 0x00, 0x04, 0x00, 0x00, 0x48, 0x89, 0xe5, 0x45, 0x31, 0xed,
-    0x0f, 0x31, 0x41, 0x89, 0xc6, 0x31, 0xc0, 0x31, 0xc9, 0x0f, 0xa2,
-    0x0f, 0x31, 0x44, 0x29, 0xf0, 0x42, 0x89, 0x44, 0xad, 0x00,
-    0x0f, 0x31, 0x41, 0x89, 0xc6, 0xb8, 0x11, 0x00, 0x00, 0x00, 0xbf, 0x00, 0x00, 0x00, 0x00, 0x0f, 0x01, 0xd9,
-    0x0f, 0x31, 0x44, 0x29, 0xf0, 0x42, 0x89, 0x84, 0xad, 0x00, 0x02, 0x00, 0x00,
-    0x41, 0xff, 0xc5, 0x41, 0x81, 0xfd, 0x80, 0x00, 0x00, 0x00, 0x75, 0xc0,
-    0xb8, 0x01, 0x00, 0x00, 0x00, 0xbf, 0x01, 0x00, 0x00, 0x00, 0x48, 0x89, 0xee, 0xba, 0x00, 0x04, 0x00, 0x00,
-    0x0f, 0x05, 0xb8, 0x3c, 0x00, 0x00, 0x00, 0x31, 0xff, 0x0f, 0x05,
+/// What [`measure`] measures.
+pub const FIGURES: [&str; 6] = [
+    "reset-to-guest",
+    "create-to-guest",
+    "guest-kernel-to-init",
+    "create-to-init",
+    "memory-system",
+    "memory-per-guest",
 ];
 
-/// The probe as an ELF file of one segment.
-fn probe() -> Vec<u8> {
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 120;
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    let len = HEADERS + PROBE.len() as u64;
-    for (value, width) in [
-        (2, 2),
-        (62, 2),
-        (1, 4),
-        (BASE + HEADERS, 8),
-        (64, 8),
-        (0, 8),
-        (0, 4),
-        (64, 2),
-        (56, 2),
-        (1, 2),
-        (0, 2),
-        (0, 2),
-        (0, 2),
-        (1, 4),
-        (5, 4),
-        (0, 8),
-        (BASE, 8),
-        (BASE, 8),
-        (len, 8),
-        (len, 8),
-        (4096, 8u64),
-    ] {
-        file.extend(u64::to_le_bytes(value).iter().take(width as usize));
-    }
-    file.extend(PROBE);
-    file
-}
-
-/// Boots and measures: figures, and what happened when.
+/// Figures, and what happened when: by the machine's log, its memory, and what the guest's init said first.
 ///
 /// # Errors
-/// The machine or its guest does not come up, or not in time.
-pub fn measure(setting: Setting<'_>) -> Result<(Vec<Figure>, Vec<Moment>), Error> {
-    let Setting { timeout, log, progress } = setting;
-    let mut request = Request::new(vec![default_config(None, None, None, progress)?]);
-    request.has_icount = true;
-    request.progress = progress;
-    let session = Session::prepare(&request)?;
-    let machine = session.start(log)?;
-    machine.wait_up(timeout)?;
-    let mut shell = machine.guest(guest::NAME).from_start();
-    shell.wait_shell(timeout)?;
-    let (mut figures, moments) = time(&machine, &mut shell, timeout)?;
-    figures.extend(exits(&mut shell, timeout)?);
-    figures.extend(memory(&machine, timeout)?);
-    machine.quit(Duration::from_secs(60))?;
-    Ok((figures, moments))
-}
-
-/// Exits as the guest sees them, the whole way to the VMM and back.
-fn exits(shell: &mut Guest<'_>, timeout: Duration) -> Result<Vec<Figure>, Error> {
-    let bytes: String = probe().iter().map(|byte| format!("\\x{byte:02x}")).collect();
-    let command =
-        format!("printf '{bytes}' >/tmp/probe && chmod +x /tmp/probe && /tmp/probe | od -An -v -t u4");
-    let (output, status) = shell.shell(&command, timeout)?;
-    let samples: Vec<u64> = output.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    if status != 0 || samples.len() != 2 * SAMPLES {
-        return Err(Error::Died(format!("the probe in the guest ended with status {status}: {output}")));
-    }
-    let figure = |name, samples: &[u64]| Figure::new(name, median(samples).saturating_sub(PROBE_OWN));
-    let (cpuid, vmmcall) = samples.split_at(SAMPLES);
-    Ok(vec![figure("guest-cpuid", cpuid), figure("guest-vmmcall", vmmcall)])
-}
-
-fn median(samples: &[u64]) -> u64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-}
-
-/// How long the guest took to start: by its own clock, and as time on the CPU of its domain.
-fn time(
+/// Something is not as it is expected, or does not come in time.
+pub fn measure(
     machine: &Machine,
-    shell: &mut Guest<'_>,
+    guest: &Readings,
     timeout: Duration,
 ) -> Result<(Vec<Figure>, Vec<Moment>), Error> {
-    let (domains, _) = machine.exec("xl list -l", timeout)?;
-    let (log, _) = shell.shell("dmesg | grep ' as init process'", timeout)?;
-    let stamp = Regex::new(r"\[ *(\d+)\.(\d{6})\] Run /init").map_err(|e| Error::Usage(e.to_string()))?;
-    let found = stamp.captures(&log).and_then(|found| {
-        let number = |index| found.get(index)?.as_str().parse::<u64>().ok();
-        Some(number(1)? * 1_000_000 + number(2)?)
-    });
-    let init = found.ok_or_else(|| Error::Died(format!("the guest's log has no init in it: {log}")))?;
     let log = machine.exec("xl dmesg", timeout)?.0;
     let stamps = Stamps::read(&log)?;
+    let init = guest.first("now", "monotonic").zip(guest.first("now", "tsc"));
+    let (monotonic, tsc) = init.ok_or_else(|| Error::Died("the guest's init did not say the time".into()))?;
     let mut moments = moments(&log);
-    moments.push(Moment { micros: stamps.guest + init, what: "the guest's init".into() });
-    let create = stamps.guest.saturating_sub(stamps.services);
-    let total: u64 = list(&domains)?.iter().map(|domain| number(domain, "cpu_time_us")).sum();
-    let own = list(&domains)?.iter().filter(|d| is_guest(d)).map(|d| number(d, "cpu_time_us")).sum::<u64>();
-    let figure = |name, micros: u64| Figure::new(name, micros * PER_MICROSECOND);
-    let figures = vec![
-        figure("reset-to-guest", stamps.guest),
-        figure("create-to-guest", create),
-        figure("guest-kernel-to-init", init),
-        figure("create-to-init", create + init),
-        figure("guest-to-shell", own),
-        figure("reset-to-shell", total),
+    moments.push(Moment { micros: tsc / PER_MICROSECOND, what: "the guest's init".into() });
+    let ordered = stamps.services * PER_MICROSECOND;
+    let started = stamps.guest * PER_MICROSECOND;
+    let mut figures = vec![
+        Figure::new("reset-to-guest", started),
+        Figure::new("create-to-guest", started.saturating_sub(ordered)),
+        Figure::new("guest-kernel-to-init", monotonic),
+        Figure::new("create-to-init", tsc.saturating_sub(ordered)),
     ];
+    figures.extend(memory(machine, timeout)?);
     Ok((figures, moments))
 }
 
@@ -196,15 +94,18 @@ fn moments(log: &str) -> Vec<Moment> {
     moments
 }
 
-fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
+/// The domains of `xl list -l`.
+pub fn list(text: &str) -> Result<Vec<serde_json::Value>, Error> {
     serde_json::from_str(text).map_err(|e| Error::Died(format!("`xl list -l` is no JSON: {e}\n{text}")))
 }
 
-fn number(domain: &serde_json::Value, key: &str) -> u64 {
+/// A number of a domain's.
+pub fn number(domain: &serde_json::Value, key: &str) -> u64 {
     domain.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0)
 }
 
-fn is_guest(domain: &serde_json::Value) -> bool {
+/// Whether it is a guest's.
+pub fn is_guest(domain: &serde_json::Value) -> bool {
     domain.get("is_guest").and_then(serde_json::Value::as_bool).unwrap_or(false)
 }
 
@@ -245,14 +146,6 @@ mod tests {
             (1_000_001, "debian: the guest starts"),
         ];
         assert_eq!(moments, expected);
-    }
-
-    #[test]
-    fn the_probe_is_a_program_of_one_segment() {
-        let file = probe();
-        assert_eq!(file.len(), 120 + PROBE.len());
-        assert_eq!(file.get(120..124), Some(&PROBE[..4]));
-        assert_eq!(file.get(24..32), Some(&0x40_0078u64.to_le_bytes()[..]));
     }
 
     #[test]

@@ -193,11 +193,14 @@ pub const TABLE: &[Entry] = &[
         .peer(3514, "KVM")
         .goal(600)
         .promise(1757),
+    exit("guest-alternating", "CPUID and VMMCALL in turn, as the guest sees them").goal(600),
     exit("guest-in", "guest IN from a port with nothing behind it").peer(1174, "Xen").goal(500),
     exit("guest-rdtsc", "guest RDTSC").peer(4, "KVM"),
     exit("guest-syscall", "system call in the guest").peer(437, "KVM"),
     cpu("page-fault", "guest page fault, demand zero, 4 KiB").peer(3678, "Xen"),
     cpu("alu-loop", "20 million turns of 5 instructions").peer(100_400_000, "KVM"),
+    cpu("fork-wait", "fork of a small process that ends, and the wait for it"),
+    cpu("pipe-ping-pong", "a byte to another process and back through pipes"),
     Entry::new(Group::Cpu, NANOSECONDS, "sleep-overshoot", "a 1 ms sleep ends late by")
         .peer(65_444, "KVM")
         .goal(58_000),
@@ -212,6 +215,11 @@ pub const TABLE: &[Entry] = &[
     Entry::new(Group::Blk, MIB_PER, "blk-read-128k-qd8", "128 KiB sequential read, 8 in flight")
         .more()
         .peer(1125, "Xen"),
+    blk("virtio-randread-4k-qd1", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-randread-4k-qd32", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-randwrite-4k-qd1", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-randwrite-4k-qd32", "the same on an image of the host: CPU time of all domains"),
+    blk("virtio-read-1m-qd1", "1 MiB sequential read, image of the host: CPU time of all domains"),
     net("tcp-rr", "TCP request and response of one byte").peer(73_464, "KVM").goal(37_000),
     Entry::new(Group::Net, MBIT_PER, "tcp-out", "TCP from the guest").more().peer(3096, "Xen").goal(6000),
     Entry::new(Group::Net, MBIT_PER, "tcp-in", "TCP to the guest").more().peer(3773, "KVM").goal(7000),
@@ -224,12 +232,10 @@ pub const TABLE: &[Entry] = &[
         .peer(1_444_000_000, "KVM")
         .goal(1_425_000_000)
         .promise(1_425_000_000),
-    boot("create-to-init", "order to create the guest, to its init (sum)")
+    boot("create-to-init", "order to create the guest, to its init, machine's clock")
         .peer(1_690_000_000, "KVM")
         .goal(1_470_000_000)
         .promise(1_470_000_000),
-    boot("guest-to-shell", "CPU time of the guest's domain, VMM included, until its shell"),
-    boot("reset-to-shell", "CPU time of all domains until the guest's shell"),
     memory("memory-system", "memory of the system without guests")
         .peer(1_616_896, "Xen with dom0")
         .goal(16 * 1024)

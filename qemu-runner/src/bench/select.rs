@@ -86,7 +86,7 @@ mod tests {
         assert!(some.has("null-call") && some.has("guest-cpuid") && !some.has("guest-vmmcall"));
         assert!(some.has_any(&[Group::Exits, Group::Blk]) && !some.has_group(Group::Memory));
         let quick = Selection::parse(&[QUICK]).unwrap();
-        assert!(quick.has("memory-system") && !quick.has("reset-to-shell"));
+        assert!(quick.has("memory-system") && !quick.has("lines-vmm"));
     }
 
     #[test]

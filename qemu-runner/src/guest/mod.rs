@@ -4,7 +4,9 @@ pub mod cpio;
 pub mod initrd;
 pub mod kernel;
 pub mod modules;
+pub mod probe;
 pub mod root;
+pub mod standard;
 
 use std::path::{Path, PathBuf};
 

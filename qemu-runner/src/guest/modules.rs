@@ -40,6 +40,20 @@ pub fn collect(dir: &Path, wanted: &[&str]) -> Result<Vec<Module>, Error> {
     Ok(found)
 }
 
+/// Those of `all`, dependencies first, that are wanted or that one of these depends on.
+pub fn needed(all: Vec<Module>, wanted: &[&str]) -> Vec<Module> {
+    let mut keys: BTreeSet<String> = wanted.iter().map(|name| name.replace('-', "_")).collect();
+    let mut found = Vec::new();
+    for module in all.into_iter().rev() {
+        if keys.contains(&key_of(Path::new(&module.name))) {
+            keys.extend(dependencies(&module.content).iter().map(|name| name.replace('-', "_")));
+            found.push(module);
+        }
+    }
+    found.reverse();
+    found
+}
+
 fn visit(
     key: &str,
     files: &BTreeMap<String, PathBuf>,

@@ -395,7 +395,7 @@ impl Kernel for FakeKernel {
         if self.idle(state)?.1 != 1 {
             return Err(Error::BadArgument);
         }
-        self.make(frames, dst, 4, Type::Vcpu).map(|_| ())
+        self.make(frames, dst, proto::abi::VCPU_FRAMES, Type::Vcpu).map(|_| ())
     }
 
     fn frames_split(&mut self, frames: Slot, at: u64, dst: Slot) -> Result<(), Error> {

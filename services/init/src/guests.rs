@@ -28,6 +28,8 @@ use crate::wiring::Wire;
 /// Page-table frames that a VM has beyond those of its RAM, for what the VMM maps over it: shared_info,
 /// grant table, rings, ACPI tables, each of which may break a large page up.
 const SPARE_TABLES: u64 = 24;
+/// Heap that a VMM has for each disk and network interface, beside the template's: what is in flight.
+const DEVICE_HEAP_KIB: u64 = 16;
 /// Scheduling weight of a VMM, as Xen's default.
 pub const WEIGHT: u16 = 256;
 
@@ -73,7 +75,8 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let template = self.manifest.vmm.clone();
         let resources = &mut self.resources;
         domain.create(resources, VMM_SLOTS, self.fault_event)?;
-        let mut heap_kib = u64::from(template.heap_kib);
+        let devices = (spec.disks.len() + spec.vifs.len()) as u64;
+        let mut heap_kib = u64::from(template.heap_kib) + devices * DEVICE_HEAP_KIB;
         if guest_plan::is_bzimage(files.kernel.bytes) {
             heap_kib += u64::from(template.decompression_kib);
         }
@@ -181,7 +184,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             domain.keep(state);
             // The state page is mapped after it became the vCPU's: the kernel takes only unmapped frames.
             let make = |k: &mut K, run, dst| k.vcpu_create(run, vm, state_cap, dst);
-            let vcpu = domain.object(resources, 4, "make a vCPU", make)?;
+            let vcpu = domain.object(resources, proto::abi::VCPU_FRAMES, "make a vCPU", make)?;
             let state = domain.arena.take(PAGE_SIZE);
             resources.map(&mut domain.space, state_cap, range, state, map::READ | map::WRITE)?;
             let slot = domain.slot()?;

@@ -149,7 +149,7 @@ pub struct GuestMemory {
     special: Shared,
     /// Where each special frame is mapped.
     overlay: [u64; SPECIALS],
-    /// Bit `gfn % 64` is set if some special frame may be mapped there: most look-ups end here.
+    /// Bit `gfn % 64` is set if some special frame may hide RAM there: most look-ups end here.
     filter: u64,
 }
 
@@ -167,12 +167,15 @@ impl GuestMemory {
     /// The frame that the guest reaches at `gfn`.
     #[inline]
     pub fn page(&self, gfn: Gfn) -> Option<Page> {
-        if self.filter & (1 << (gfn.0 % 64)) != 0
-            && let Some(index) = self.special_at(gfn)
+        if self.filter & (1 << (gfn.0 % 64)) == 0
+            && let Some(page) = self.ram_page(gfn)
         {
-            return self.special(index);
+            return Some(page);
         }
-        self.ram_page(gfn)
+        match self.special_at(gfn) {
+            Some(index) => self.special(index),
+            None => self.ram_page(gfn),
+        }
     }
 
     /// The aligned word at a guest-physical address, as [`Self::page`] and [`Page::u64`] have it: what a walk
@@ -220,8 +223,9 @@ impl GuestMemory {
     }
 
     /// Which special frame is mapped at `gfn`.
+    #[inline(never)]
     pub fn special_at(&self, gfn: Gfn) -> Option<usize> {
-        self.overlay.iter().position(|&at| at == gfn.0)
+        self.overlay.iter().position(|&at| at == gfn.0 && at != NOWHERE)
     }
 
     /// Where special frame `index` is mapped.
@@ -234,8 +238,8 @@ impl GuestMemory {
         if let Some(slot) = self.overlay.get_mut(index) {
             *slot = gfn.map_or(NOWHERE, |gfn| gfn.0);
         }
-        self.filter =
-            self.overlay.iter().filter(|&&at| at != NOWHERE).fold(0, |bits, at| bits | 1 << (at % 64));
+        let hiding = self.overlay.iter().filter(|&&at| at != NOWHERE && self.is_ram(Gfn(at)));
+        self.filter = hiding.fold(0, |bits, at| bits | 1 << (at % 64));
     }
 
     /// Copies out of guest memory.

@@ -5,8 +5,10 @@
 
 use core::ptr::NonNull;
 
+use proto::abi::SystemField;
 use volatile::VolatilePtr;
 
+use super::counting;
 use super::paging::{IO_APIC, LOCAL_APIC};
 use crate::object::irq::{GSI_LINES, MSI_LINES};
 
@@ -33,8 +35,10 @@ const TIMER_CURRENT: u64 = 0x390;
 const TIMER_DIVIDE: u64 = 0x3e0;
 const MASKED: u32 = 1 << 16;
 
+/// For one access.
 #[inline(always)]
 fn register(address: u64) -> VolatilePtr<'static, u32> {
+    counting::count(SystemField::ApicAccesses);
     let at = NonNull::new(address as *mut u32).unwrap_or(NonNull::dangling());
     // SAFETY: `paging` maps the APICs' pages at these addresses (never 0), uncached, for the kernel alone.
     unsafe { VolatilePtr::new(at) }

@@ -1,22 +1,24 @@
 //! What the entry code calls: the system call table, interrupts and exceptions.
 
-use core::arch::global_asm;
+use core::arch::asm;
 
-use proto::abi::{Error, Syscall, ThreadState};
+use proto::abi::{Error, Syscall, SystemField, ThreadState};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{LStar, SFMask, Star};
 use x86_64::registers::rflags::RFlags;
 
+use super::counting::{self, counted};
 use super::{apic, guest, halt, tables, this_cpu};
 use crate::cpu::{self, Cpu};
 use crate::object::event::Event;
 use crate::object::irq;
-use crate::object::thread::{Resume, Thread, reg};
-use crate::object::vcpu::Vcpu;
+use crate::object::thread::{Resume, Thread, count, reg};
 use crate::schedule::Place;
+use crate::syscall::fast::{self, Decision};
 use crate::syscall::{self, Answer, Outcome};
+use crate::trace::Kind;
 
-global_asm!(include_str!("entry.s"), options(att_syntax, raw));
+counted!("entry.s");
 
 const _: () = {
     assert!(core::mem::offset_of!(Cpu, current) == 8);
@@ -28,9 +30,10 @@ const _: () = {
 
 unsafe extern "C" {
     fn syscall_entry();
+    fn syscall_entry_traced();
     fn interrupt_stubs();
     #[link_name = "return_from_syscall"]
-    fn asm_return_from_syscall(thread: *const (), status: u64, value: u64) -> !;
+    fn asm_return_from_syscall();
     #[link_name = "return_from_interrupt"]
     fn asm_return_from_interrupt(thread: *const ()) -> !;
     #[link_name = "continue_vcpu"]
@@ -46,7 +49,16 @@ pub fn stub(vector: u64) -> VirtAddr {
 #[inline(always)]
 pub fn return_from_syscall(thread: &'static Thread, status: u64, value: u64) -> ! {
     // SAFETY: the thread is current, its context is loaded, its saved registers are of a system call.
-    unsafe { asm_return_from_syscall(core::ptr::from_ref(thread).cast(), status, value) }
+    unsafe {
+        asm!(
+            "jmp {}",
+            sym asm_return_from_syscall,
+            in("rdi") core::ptr::from_ref(thread),
+            in("rax") status,
+            in("rdx") value,
+            options(noreturn, nostack),
+        )
+    }
 }
 
 /// Leaves the kernel for a thread that was interrupted.
@@ -56,15 +68,22 @@ pub fn return_from_interrupt(thread: &'static Thread) -> ! {
     unsafe { asm_return_from_interrupt(core::ptr::from_ref(thread).cast()) }
 }
 
-/// Goes on with the `vcpu_run` of a thread.
+/// Goes on with the `vcpu_run` of a thread that was put off.
 pub fn continue_vcpu(_thread: &'static Thread) -> ! {
     // SAFETY: the thread is current; the stack is this CPU's and nothing on it is needed any more.
     unsafe { asm_continue_vcpu() }
 }
 
+/// From now on system calls look for a trace to write to, or none does.
+pub fn set_traced(is_traced: bool) {
+    let entry = if is_traced { syscall_entry_traced as *const () } else { syscall_entry as *const () };
+    counting::count(SystemField::MsrWrites);
+    LStar::write(VirtAddr::new(entry as u64));
+}
+
 /// Sets up `syscall` and `sysret`.
 pub fn init_syscall() {
-    LStar::write(VirtAddr::new(syscall_entry as *const () as u64));
+    set_traced(false);
     SFMask::write(
         RFlags::INTERRUPT_FLAG
             | RFlags::DIRECTION_FLAG
@@ -115,6 +134,7 @@ fn finish(caller: &'static Thread, answer: Answer) -> Returned {
 macro_rules! calls {
     ($($name:ident = |$caller:ident $(, $arg:ident)*| $call:expr;)*) => {
         $(
+            #[inline(never)]
             extern "C" fn $name(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64) -> Returned {
                 let $caller = caller();
                 let _ = (a, b, c, d, e, f);
@@ -163,65 +183,96 @@ calls! {
     machine_reset = |caller, log| syscall::machine_reset(caller, log);
 }
 
-extern "C" fn vcpu_run(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
-    let caller = caller();
-    match syscall::vcpu_run(caller, vcpu, event) {
-        Ok((vcpu, event)) => run_vcpu(caller, vcpu, event),
-        Err(error) => Returned { status: error as u64, value: 0 },
+/// Answer of a fast path that came out otherwise: what remains goes the general way.
+#[inline(always)]
+fn carry_out(cpu: &'static Cpu, caller: &'static Thread, decision: Decision) -> Option<Returned> {
+    match decision {
+        Decision::HandOver(next, signals) => cpu::hand_over(cpu, caller, next, signals),
+        Decision::Done => Some(Returned { status: 0, value: 0 }),
+        Decision::General => None,
+        Decision::Signalled(woken, own) => Some(wait_after_signal(caller, woken, own)),
     }
 }
 
-/// Runs the thread's vCPU until there is something to tell the thread, or something more important to run.
-#[inline(always)]
-fn run_vcpu(thread: &'static Thread, vcpu: &'static Vcpu, event: &'static Event) -> Returned {
-    let signals = loop {
-        let signals = event.take();
-        if signals != 0 {
-            break signals;
-        }
-        match guest::enter(vcpu) {
-            guest::Exit::ForVmm => break 0,
-            guest::Exit::InterruptForVmm => {
-                super::interrupt_window();
-                if cpu::needs_reschedule() {
-                    vcpu.runner.set(None);
-                    thread.vcpu.set(None);
-                    syscall::park(thread, 0, 0);
-                    cpu::requeue_current();
-                    cpu::reschedule();
-                }
-                break 0;
-            }
-            guest::Exit::Interrupt => {
-                super::interrupt_window();
-                if cpu::needs_reschedule() {
-                    thread.resume.set(Resume::Vcpu);
-                    cpu::requeue_current();
-                    cpu::reschedule();
-                }
-            }
-        }
-    };
-    vcpu.runner.set(None);
-    thread.vcpu.set(None);
-    Returned { status: 0, value: signals }
+#[cold]
+#[inline(never)]
+fn wait_after_signal(caller: &'static Thread, woken: &'static Thread, own: &'static Event) -> Returned {
+    finish(caller, syscall::wait_after_signal(caller, own, Some(woken)))
 }
 
+extern "C" fn event_signal_fast(event: u64, _: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
+    let (cpu, caller) = (this_cpu(), caller());
+    match carry_out(cpu, caller, fast::signal(cpu, caller, event)) {
+        Some(returned) => returned,
+        None => event_signal(event, 0, 0, 0, 0, 0),
+    }
+}
+
+extern "C" fn event_signal_and_wait_fast(signal: u64, wait: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
+    let (cpu, caller) = (this_cpu(), caller());
+    match carry_out(cpu, caller, fast::signal_and_wait(cpu, caller, signal, wait)) {
+        Some(returned) => returned,
+        None => event_signal_and_wait(signal, wait, 0, 0, 0, 0),
+    }
+}
+
+extern "C" fn vcpu_run(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
+    let caller = caller();
+    let Some((vcpu, vm, target)) = fast::vcpu_run(caller, vcpu, event) else {
+        return refuse_vcpu_run(vcpu, event);
+    };
+    caller.vcpu_event.set(event);
+    if target.is_pending() {
+        return Returned { status: 0, value: target.take() };
+    }
+    guest::enter(this_cpu(), vcpu, vm)
+}
+
+extern "C" fn vcpu_run_traced(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
+    this_cpu().note(Kind::VmEntry, vcpu, 0);
+    vcpu_run(vcpu, event, 0, 0, 0, 0)
+}
+
+#[cold]
+#[inline(never)]
+fn refuse_vcpu_run(vcpu: u64, event: u64) -> Returned {
+    let status = syscall::vcpu_run(caller(), vcpu, event).err().unwrap_or(Error::Busy);
+    Returned { status: status as u64, value: 0 }
+}
+
+/// The rest of the `vcpu_run` of a thread that was put off.
 #[unsafe(no_mangle)]
 extern "C" fn vcpu_continued() -> ! {
-    let thread = caller();
-    let Returned { status, value } = match (thread.vcpu.get(), thread.vcpu_event.get()) {
-        (Some(vcpu), Some(event)) => run_vcpu(thread, vcpu, event),
-        _ => Returned { status: Error::Dead as u64, value: 0 },
+    let (cpu, thread) = (this_cpu(), caller());
+    let Some((vcpu, vm, event)) = syscall::take_up(thread) else {
+        return_from_syscall(thread, Error::Dead as u64, 0)
     };
-    return_from_syscall(thread, status, value)
+    if event.is_pending() {
+        return_from_syscall(thread, 0, event.take())
+    }
+    cpu.note(Kind::VmEntry, 0, 0);
+    guest::enter(cpu, vcpu, vm)
 }
 
 type Handler = extern "C" fn(u64, u64, u64, u64, u64, u64) -> Returned;
 
-/// In order of `abi::Syscall`.
 #[unsafe(no_mangle)]
 static syscall_table: [Handler; 30] = {
+    let mut table = handlers();
+    table[Syscall::EventSignal as usize] = event_signal_fast;
+    table[Syscall::EventSignalAndWait as usize] = event_signal_and_wait_fast;
+    table
+};
+
+#[unsafe(no_mangle)]
+static syscall_table_traced: [Handler; 30] = {
+    let mut table = handlers();
+    table[Syscall::VcpuRun as usize] = vcpu_run_traced;
+    table
+};
+
+/// In order of `abi::Syscall`.
+const fn handlers() -> [Handler; 30] {
     let mut table: [Handler; 30] = [thread_yield; 30];
     table[Syscall::EventSignal as usize] = event_signal;
     table[Syscall::EventWait as usize] = event_wait;
@@ -253,12 +304,17 @@ static syscall_table: [Handler; 30] = {
     table[Syscall::LogWrite as usize] = log_write;
     table[Syscall::MachineReset as usize] = machine_reset;
     table
-};
+}
 
 /// Handles a hardware interrupt. Answers the thread that a device's interrupt woke, which the caller has to
 /// make ready; after any interrupt it looks whether to reschedule.
 #[inline(always)]
 fn interrupt(vector: u64) -> Option<&'static Thread> {
+    let cpu = this_cpu();
+    count(&cpu.interrupts);
+    if let Some(thread) = cpu.current.get() {
+        count(&thread.counters.interrupts);
+    }
     let line = match vector {
         apic::TIMER_VECTOR => {
             apic::end_of_interrupt();
@@ -276,7 +332,9 @@ fn interrupt(vector: u64) -> Option<&'static Thread> {
         }
     };
     apic::end_of_interrupt();
-    irq::fire(line)
+    let woken = irq::fire(line);
+    cpu.note(Kind::Interrupt, line, woken.map_or(0, |thread| thread.id.get()));
+    woken
 }
 
 const NMI: u64 = 2;

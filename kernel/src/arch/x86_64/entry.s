@@ -3,15 +3,14 @@
 # Per-CPU data through GS: current thread at 8, kernel stack top at 16, scratch at 24 (see `cpu::Cpu`).
 # A thread's saved registers start at the thread: general registers in encoding order at 8 * n, then
 # (pad), vector 136, error 144, rip 152, cs 160, rflags 168, rsp 176, ss 184 (see `thread::reg`).
+# `counted NAME` counts an instruction in a kernel that is built to count (see `arch::counting`).
 
     .section .text
     .code64
 
 # syscall: number in rax, arguments rdi rsi rdx r10 r8 r9. Keeps what a blocked caller needs; the handlers
 # (C calling convention, {status, value} in rax, rdx) preserve the callee-saved registers themselves.
-    .balign 16
-    .globl syscall_entry
-syscall_entry:
+    .macro syscall_path table
     swapgs
     movq %rsp, %gs:24
     movq %gs:8, %rsp
@@ -26,14 +25,17 @@ syscall_entry:
     movq %gs:24, %r11
     movq %r11, 176(%rsp)
     movq %gs:16, %rsp
+    counted SWAPGS
     cmpq $30, %rax
     jae 2f
     movq %r10, %rcx
-    callq *syscall_table(,%rax,8)
+    callq *\table(,%rax,8)
 1:  movq %gs:8, %rcx
     movq 176(%rcx), %rsp
     movq 168(%rcx), %r11
     movq 152(%rcx), %rcx
+    counted SWAPGS
+    counted SYSRET
     xorl %edi, %edi
     xorl %esi, %esi
     xorl %r8d, %r8d
@@ -44,12 +46,25 @@ syscall_entry:
 2:  movl $1, %eax
     xorl %edx, %edx
     jmp 1b
+    .endm
 
-# return_from_syscall(thread, status, value): as above for a thread that blocked.
+    .balign 16
+    .globl syscall_entry
+syscall_entry:
+    syscall_path syscall_table
+
+# The same while a trace is taken: its handlers look for that.
+    .balign 16
+    .globl syscall_entry_traced
+syscall_entry_traced:
+    syscall_path syscall_table_traced
+
+# return_from_syscall: thread in rdi, status in rax, value in rdx; as above for a thread that blocked.
     .balign 16
     .globl return_from_syscall
 return_from_syscall:
-    movq %rsi, %rax
+    counted SWAPGS
+    counted SYSRET
     movq 24(%rdi), %rbx
     movq 40(%rdi), %rbp
     movq 96(%rdi), %r12
@@ -89,6 +104,8 @@ return_from_interrupt:
     popq %r14
     popq %r15
     addq $24, %rsp
+    counted SWAPGS
+    counted IRET
     swapgs
     iretq
 
@@ -122,6 +139,7 @@ interrupt_common:
     testb $3, 24(%rsp)
     jz 3f
     swapgs
+    counted SWAPGS
     subq $8, %rsp
     pushq %r15
     pushq %r14
@@ -167,4 +185,5 @@ interrupt_common:
     popq %rcx
     popq %rax
     addq $16, %rsp
+    counted IRET
     iretq

@@ -6,25 +6,29 @@
 //! the processor until another vCPU runs; ring 3 cannot reach it because CR0.TS is set in the host.
 //! Sources: AMD64 APM vol. 2, chapter 15.
 
-use core::arch::{asm, global_asm, x86_64::__cpuid, x86_64::__cpuid_count};
+use core::arch::{asm, x86_64::__cpuid, x86_64::__cpuid_count};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use proto::abi::{Error, INTERRUPT_PENDING, VcpuState, gpr, groups};
+use proto::abi::{Error, INTERRUPT_PENDING, SystemField, VcpuState, gpr, groups};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
+use super::counting::{self, counted};
 use super::paging::Ram;
 use super::vmcb::{self, Vmcb};
-use super::{halt, take_frames, this_cpu};
-use crate::cpu::Cpu;
+use super::{continue_vcpu, halt, return_from_syscall, take_frames, this_cpu};
+use crate::cpu::{self, Cpu};
 use crate::memory::Pfn;
+use crate::object::thread::count;
 use crate::object::vcpu::Vcpu;
 use crate::object::vm::Vm;
+use crate::syscall;
+use crate::trace::Kind;
 
-global_asm!(include_str!("guest.s"), options(att_syntax, raw));
+counted!("guest.s");
 
 unsafe extern "C" {
-    fn guest_run(gprs: *mut u64, vmcb: u64, host_vmcb: u64);
+    fn guest_run();
 }
 
 const VM_CR: u32 = 0xc001_0114;
@@ -132,7 +136,8 @@ impl Default for AsidPool {
 /// A vCPU's processor state.
 #[derive(Debug)]
 pub struct GuestContext {
-    vmcb: Pfn,
+    /// Physical address of the VMCB.
+    vmcb: u64,
     fpu: Pfn,
     /// Where the kernel sees the VMCB and the state page.
     block: *mut Vmcb,
@@ -143,19 +148,8 @@ pub struct GuestContext {
     debug: [Cell<u64>; 4],
 }
 
-/// Why the guest was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// The state page says it.
-    ForVmm,
-    /// A physical interrupt is pending; the guest can be entered again afterwards.
-    Interrupt,
-    /// A physical interrupt is pending, and the state page says so: the VMM has to look at it.
-    InterruptForVmm,
-}
-
 impl GuestContext {
-    /// A vCPU in three zeroed frames (VMCB, FPU area, reserve) with its state page.
+    /// A vCPU in two zeroed frames (VMCB, FPU area) with its state page.
     ///
     /// # Errors
     /// `NotSupported` without SVM.
@@ -180,7 +174,7 @@ impl GuestContext {
             ((fpu.direct() + 24) as *mut u32).write(0x1f80);
         }
         Ok(Self {
-            vmcb: vmcb_frame,
+            vmcb: vmcb_frame.phys().0,
             fpu,
             block: vmcb_frame.direct() as *mut Vmcb,
             state: state.direct() as *mut VcpuState,
@@ -200,23 +194,53 @@ impl GuestContext {
     }
 }
 
-/// Enters the guest once.
+/// Enters the guest, on behalf of the current thread; ends in [`guest_left`].
 #[inline(always)]
-pub fn enter(vcpu: &'static Vcpu) -> Exit {
-    let cpu = this_cpu();
+pub fn enter(cpu: &'static Cpu, vcpu: &'static Vcpu, vm: &'static Vm) -> ! {
     let context = &vcpu.context;
-    // SAFETY: the VMCB's frame is the kernel's, reached by one CPU at a time (`Vcpu::runner`).
+    // SAFETY: the state page is a frame pinned for this vCPU.
+    let load = unsafe { (&raw const (*context.state).load).read_volatile() };
+    if !cpu.arch.guest_state_of.get().is_some_and(|owner| core::ptr::eq(owner, vcpu))
+        || context.asid_generation.get() != cpu.arch.asids.generation.get()
+        || context.unmaps_seen.get() != vm.space.unmap_count.get()
+        || load != 0
+    {
+        jump!(prepare_and_run, "rdi" = core::ptr::from_ref(vcpu), "rsi" = core::ptr::from_ref(vm));
+    }
+    // SAFETY: as in `run`. The flush that `renew_asid` may have asked for is done.
     let block = unsafe { &mut *context.block };
-    let state = context.state;
+    block.tlb_control = 0;
+    run(cpu, vcpu, block)
+}
+
+/// Enters the guest after something changed: another guest ran, memory was taken away, the VMM set registers.
+#[cold]
+extern "C" fn prepare_and_run(vcpu: &'static Vcpu, vm: &'static Vm) -> ! {
+    let (cpu, context) = (this_cpu(), &vcpu.context);
     if !cpu.arch.guest_state_of.get().is_some_and(|owner| core::ptr::eq(owner, vcpu)) {
         switch_guest_state(cpu, vcpu);
     }
-    let unmaps = vcpu.vm.get().map_or(0, |vm| vm.space.unmap_count.get());
-    block.tlb_control = 0;
+    let unmaps = vm.space.unmap_count.get();
+    // SAFETY: the VMCB's frame is the kernel's, reached by one CPU at a time (that of the vCPU's runner).
+    let block = unsafe { &mut *context.block };
     if context.asid_generation.get() != cpu.arch.asids.generation.get() || context.unmaps_seen.get() != unmaps
     {
         renew_asid(cpu, context, block, unmaps);
     }
+    // SAFETY: as in `run`.
+    unsafe {
+        let load = (&raw const (*context.state).load).read_volatile();
+        if load != 0 {
+            (&raw mut (*context.state).load).write_volatile(0);
+            load_groups(block, context.state, load);
+        }
+    }
+    run(cpu, vcpu, block)
+}
+
+#[inline(always)]
+fn run(cpu: &'static Cpu, vcpu: &'static Vcpu, block: &mut Vmcb) -> ! {
+    let (state, physical) = (vcpu.context.state, vcpu.context.vmcb);
     // SAFETY: the state page is a frame pinned for this vCPU; its VMM may change it at any time, so every
     // field is read once, volatile, and nothing is believed.
     unsafe {
@@ -225,20 +249,24 @@ pub fn enter(vcpu: &'static Vcpu) -> Exit {
         block.rip = (&raw const (*state).rip).read_volatile();
         block.rflags = (&raw const (*state).rflags).read_volatile();
         let interrupt = (&raw const (*state).interrupt).read_volatile();
-        block.virtual_interrupt = virtual_interrupt(interrupt);
+        block.virtual_interrupt = if interrupt & INTERRUPT_PENDING == 0 {
+            NO_INTERRUPT
+        } else {
+            NO_INTERRUPT | vmcb::V_IRQ | u64::from(interrupt & 0xff) << vmcb::V_VECTOR_SHIFT
+        };
         let inject = (&raw const (*state).inject).read_volatile();
         block.inject = inject;
         if inject != 0 {
             (&raw mut (*state).inject).write_volatile(0);
         }
-        let load = (&raw const (*state).load).read_volatile();
-        if load != 0 {
-            (&raw mut (*state).load).write_volatile(0);
-            load_groups(block, state, load);
-        }
-        guest_run(state.cast(), context.vmcb.phys().0, cpu.arch.host_vmcb.get());
     }
-    leave(block, state)
+    jump!(
+        guest_run,
+        "rdi" = core::ptr::from_ref(vcpu),
+        "rsi" = physical,
+        "rdx" = cpu.arch.host_vmcb.get(),
+        "rcx" = state
+    )
 }
 
 /// A fresh ASID, so that nothing that was unmapped is found in the TLB.
@@ -249,40 +277,125 @@ fn renew_asid(cpu: &'static Cpu, context: &GuestContext, block: &mut Vmcb, unmap
     block.asid = asid;
     context.asid_generation.set(generation);
     context.unmaps_seen.set(unmaps);
-    if must_flush {
-        block.tlb_control = vmcb::FLUSH_ALL;
-    }
+    block.tlb_control = if must_flush { vmcb::FLUSH_ALL } else { 0 };
 }
 
-/// Copies what the VMM may know of the exit.
+/// The guest was left for something that the VMM serves, as a rule.
+#[unsafe(no_mangle)]
+extern "C" fn guest_left(vcpu: &'static Vcpu) -> ! {
+    let cpu = this_cpu();
+    let state = vcpu.context.state;
+    // SAFETY: as in `run`.
+    let (block, store) = unsafe { (&mut *vcpu.context.block, (&raw const (*state).store).read_volatile()) };
+    if cpu.trace.is_on()
+        || (vmcb::EXIT_MACHINE_CHECK..=vmcb::EXIT_INIT).contains(&block.exit_code)
+        || block.virtual_interrupt & vmcb::V_IRQ != 0
+        || store != 0
+    {
+        jump!(left_with_more, "rdi" = core::ptr::from_ref(vcpu));
+    }
+    // SAFETY: as in `run`.
+    unsafe {
+        (&raw mut (*state).interrupt).write_volatile(0);
+        store_exit(block, state);
+    }
+    back_to_vmm(cpu)
+}
+
+/// [`guest_left`] with something to do besides: a trace, an interrupt of the machine's or the guest's, groups of
+/// fields that the VMM wants.
+#[cold]
+extern "C" fn left_with_more(vcpu: &'static Vcpu) -> ! {
+    let cpu = this_cpu();
+    let state = vcpu.context.state;
+    // SAFETY: as in `run`.
+    let block = unsafe { &mut *vcpu.context.block };
+    cpu.note(Kind::VmExit, u64::from(block.exit_code), block.exit_info1);
+    // SAFETY: as in `run`.
+    unsafe {
+        let vector = (block.virtual_interrupt >> vmcb::V_VECTOR_SHIFT) as u32 & 0xff;
+        let pending = block.virtual_interrupt & vmcb::V_IRQ != 0;
+        (&raw mut (*state).interrupt).write_volatile(if pending { vector | INTERRUPT_PENDING } else { 0 });
+        if is_for_host(block) {
+            serve_host(vcpu, block);
+        }
+        store_exit(block, state);
+        let store = (&raw const (*state).store).read_volatile();
+        if store != 0 {
+            store_groups(block, state, store);
+        }
+    }
+    back_to_vmm(cpu)
+}
+
 #[inline(always)]
-fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
-    // Upper half undefined on some implementations for VMEXIT_INVALID.
-    let code = block.exit_code & 0xffff_ffff;
-    let is_interrupt;
-    // SAFETY: as in `enter`.
+fn back_to_vmm(cpu: &'static Cpu) -> ! {
+    // SAFETY: the guest ran on behalf of a thread, which is current until another one is.
+    let thread = unsafe { cpu.current.get().unwrap_unchecked() };
+    count(&thread.counters.vcpu_exits);
+    return_from_syscall(thread, 0, 0)
+}
+
+/// The guest was left for an interrupt of the machine's, which says nothing to the VMM.
+fn is_for_host(block: &Vmcb) -> bool {
+    let code = block.exit_code;
+    if code == vmcb::EXIT_MACHINE_CHECK {
+        halt(format_args!("machine check"));
+    }
+    // An emulated VMRUN would ignore an interrupt shadow and deliver a pending virtual interrupt between
+    // `sti` and `hlt`, so that the guest would sleep over its wake-up: the VMM has to look at that. The
+    // machine's interrupt comes as soon as the VMM runs.
+    let is_in_shadow = block.virtual_interrupt & vmcb::V_IRQ != 0 && block.interrupt_shadow & 1 != 0;
+    (vmcb::EXIT_INTR..=vmcb::EXIT_INIT).contains(&code) && !is_in_shadow
+}
+
+/// Lets the machine's interrupts in; the guest is entered again, now or when it is the thread's turn.
+fn serve_host(vcpu: &'static Vcpu, block: &Vmcb) -> ! {
+    // SAFETY: as in `back_to_vmm`.
+    let thread = unsafe { this_cpu().current.get().unwrap_unchecked() };
+    // SAFETY: as in `run`.
+    unsafe {
+        store_registers(block, vcpu.context.state);
+        // An event whose delivery the interrupt broke off is delivered at the next entry.
+        if block.exit_int_info & vmcb::EVENT_VALID != 0 {
+            (&raw mut (*vcpu.context.state).inject).write_volatile(block.exit_int_info);
+        }
+    }
+    count(&thread.counters.vcpu_kernel_exits);
+    super::interrupt_window();
+    syscall::put_off(thread, vcpu);
+    if cpu::needs_reschedule() {
+        cpu::requeue_current();
+        cpu::reschedule();
+    }
+    continue_vcpu(thread)
+}
+
+/// Copies the registers that the processor keeps in the block.
+///
+/// # Safety
+/// `state` is the vCPU's state page.
+#[inline(always)]
+unsafe fn store_registers(block: &Vmcb, state: *mut VcpuState) {
+    // SAFETY: the caller's.
     unsafe {
         (&raw mut (*state).gprs[gpr::RAX]).write_volatile(block.rax);
         (&raw mut (*state).gprs[gpr::RSP]).write_volatile(block.rsp);
         (&raw mut (*state).rip).write_volatile(block.rip);
         (&raw mut (*state).rflags).write_volatile(block.rflags);
-        let vector = (block.virtual_interrupt >> vmcb::V_VECTOR_SHIFT) as u32 & 0xff;
-        let pending = if block.virtual_interrupt & vmcb::V_IRQ != 0 { INTERRUPT_PENDING } else { 0 };
-        (&raw mut (*state).interrupt).write_volatile(vector | pending);
-        is_interrupt = matches!(code, vmcb::EXIT_INTR | vmcb::EXIT_NMI | vmcb::EXIT_SMI | vmcb::EXIT_INIT);
-        // An emulated VMRUN would ignore an interrupt shadow and deliver a pending virtual interrupt between
-        // `sti` and `hlt`, so that the guest would sleep over its wake-up: the VMM has to look at that.
-        if is_interrupt && (pending == 0 || block.interrupt_shadow & 1 == 0) {
-            // An event whose delivery the interrupt broke off is delivered at the next entry.
-            if block.exit_int_info & vmcb::EVENT_VALID != 0 {
-                (&raw mut (*state).inject).write_volatile(block.exit_int_info);
-            }
-            return Exit::Interrupt;
-        }
-        if code == vmcb::EXIT_MACHINE_CHECK {
-            halt(format_args!("machine check"));
-        }
-        (&raw mut (*state).exit_code).write_volatile(code);
+    }
+}
+
+/// Copies what the VMM may know of the exit.
+///
+/// # Safety
+/// `state` is the vCPU's state page.
+#[inline(always)]
+unsafe fn store_exit(block: &Vmcb, state: *mut VcpuState) {
+    // SAFETY: the caller's.
+    unsafe {
+        store_registers(block, state);
+        (&raw mut (*state).exit_code).write_volatile(u64::from(block.exit_code));
         (&raw mut (*state).exit_info1).write_volatile(block.exit_info1);
         (&raw mut (*state).exit_info2).write_volatile(block.exit_info2);
         (&raw mut (*state).exit_int_info).write_volatile(block.exit_int_info);
@@ -295,23 +408,11 @@ fn leave(block: &mut Vmcb, state: *mut VcpuState) -> Exit {
         (&raw mut (*state).cs_attributes)
             .write_volatile(u32::from(block.segments[proto::abi::seg::CS].attributes));
         (&raw mut (*state).interrupt_shadow).write_volatile((block.interrupt_shadow & 1) as u32);
-        let store = (&raw const (*state).store).read_volatile();
-        if store != 0 {
-            store_groups(block, state, store);
-        }
     }
-    if is_interrupt { Exit::InterruptForVmm } else { Exit::ForVmm }
 }
 
-/// The virtual interrupt field for what the VMM wants delivered.
-#[inline(always)]
-fn virtual_interrupt(interrupt: u32) -> u64 {
-    let base = vmcb::V_INTR_MASKING | vmcb::V_IGNORE_TPR;
-    if interrupt & INTERRUPT_PENDING == 0 {
-        return base;
-    }
-    base | vmcb::V_IRQ | u64::from(interrupt & 0xff) << vmcb::V_VECTOR_SHIFT
-}
+/// The virtual interrupt field when nothing is to be delivered.
+const NO_INTERRUPT: u64 = vmcb::V_INTR_MASKING | vmcb::V_IGNORE_TPR;
 
 /// Loads groups of fields that the VMM changed.
 ///
@@ -437,6 +538,7 @@ fn xgetbv() -> u64 {
 }
 
 fn xsetbv(value: u64) {
+    counting::count(SystemField::XcrWrites);
     // SAFETY: the value is what the processor offers, or what a guest had set.
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,

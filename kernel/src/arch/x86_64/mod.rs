@@ -2,8 +2,18 @@
 
 #![expect(unsafe_code, reason = "this folder is the border to the processor")]
 
+/// Goes on in a function that does not return, with nothing kept: unlike a call, this costs the function in which
+/// it stands no frame and no saved registers.
+macro_rules! jump {
+    ($function:path, $($register:tt = $value:expr),*) => {
+        // SAFETY: the function takes these arguments and never returns; it starts with the stack as it is.
+        unsafe { core::arch::asm!("jmp {}", sym $function, $(in($register) $value),*, options(noreturn, nostack)) }
+    };
+}
+
 mod apic;
 mod clock;
+mod counting;
 mod entry;
 pub mod guest;
 mod paging;
@@ -13,6 +23,7 @@ mod vmcb;
 
 use core::cell::Cell;
 
+use proto::abi::SystemField;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags};
@@ -26,7 +37,8 @@ use crate::object::vcpu::Vcpu;
 
 pub use apic::{FIRST_MSI_VECTOR, set_line_masked};
 pub use clock::{set_timer, tsc, tsc_khz};
-pub use entry::{continue_vcpu, return_from_interrupt, return_from_syscall};
+pub use counting::{Counts, instructions, no_counts};
+pub use entry::{continue_vcpu, return_from_interrupt, return_from_syscall, set_traced};
 pub use paging::{APIC_PAGES, Ram, build_kernel_space, image_end, share_kernel_half};
 pub use serial::{Serial, early_log};
 pub use tables::{USER_CODE, USER_DATA};
@@ -151,19 +163,41 @@ pub fn has_virtualisation() -> bool {
 /// Loads a thread's context: address space, interrupt stack, ports.
 #[inline(always)]
 pub fn activate(cpu: &'static Cpu, thread: &'static Thread) {
-    let domain = thread.domain;
-    let root = domain.space.root.phys().0;
+    activate_but_ports(cpu, thread);
+    if thread.domain.ports.is_empty() {
+        tables::hide_ports();
+    } else {
+        show_ports(cpu, thread.domain);
+    }
+}
+
+/// Loads a thread's context and goes on in it behind its system call, with status 0.
+#[inline(always)]
+pub fn activate_and_return(cpu: &'static Cpu, thread: &'static Thread, value: u64) -> ! {
+    activate_but_ports(cpu, thread);
+    if !thread.domain.ports.is_empty() {
+        jump!(show_ports_and_return, "rdi" = core::ptr::from_ref(thread), "rsi" = value);
+    }
+    tables::hide_ports();
+    return_from_syscall(thread, 0, value)
+}
+
+#[cold]
+extern "C" fn show_ports_and_return(thread: &'static Thread, value: u64) -> ! {
+    show_ports(this_cpu(), thread.domain);
+    return_from_syscall(thread, 0, value)
+}
+
+#[inline(always)]
+fn activate_but_ports(cpu: &'static Cpu, thread: &'static Thread) {
+    let root = thread.root;
     if cpu.arch.root.get() != root {
         cpu.arch.root.set(root);
+        counting::count(SystemField::Cr3Writes);
         // SAFETY: the domain's table holds the kernel's half, and its frames are the kernel's.
         unsafe { core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
     }
     tables::set_interrupt_stack(&raw const thread.regs as u64 + (reg::COUNT * 8) as u64);
-    if domain.ports.is_empty() {
-        tables::hide_ports();
-    } else {
-        show_ports(cpu, domain);
-    }
 }
 
 /// Lets a domain use its ports. The bitmap is changed only when another domain has ports too.
@@ -195,6 +229,7 @@ pub fn ports_changed() {
 pub fn flush_if_active(space: &Space) {
     if this_cpu().arch.root.get() == space.root.phys().0 {
         let (frame, flags) = Cr3::read();
+        counting::count(SystemField::Cr3Writes);
         // SAFETY: the same table again.
         unsafe { Cr3::write(frame, flags) };
     }

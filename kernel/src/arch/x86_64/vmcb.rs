@@ -20,7 +20,9 @@ pub struct Vmcb {
     pub tlb_control: u32,
     pub virtual_interrupt: u64,
     pub interrupt_shadow: u64,
-    pub exit_code: u64,
+    pub exit_code: u32,
+    /// Undefined on some implementations for VMEXIT_INVALID.
+    exit_code_high: u32,
     pub exit_info1: u64,
     pub exit_info2: u64,
     pub exit_int_info: u64,
@@ -106,13 +108,9 @@ pub const SVME: u64 = 1 << 12;
 /// `nested_control`: nested paging.
 pub const NESTED_PAGING: u64 = 1;
 
-/// Exit code: physical interrupt.
-pub const EXIT_INTR: u64 = 0x60;
-/// Exit code: NMI.
-pub const EXIT_NMI: u64 = 0x61;
-/// Exit code: SMI.
-pub const EXIT_SMI: u64 = 0x62;
+/// Exit code: physical interrupt; NMI and SMI follow.
+pub const EXIT_INTR: u32 = 0x60;
 /// Exit code: INIT.
-pub const EXIT_INIT: u64 = 0x63;
+pub const EXIT_INIT: u32 = 0x63;
 /// Exit code: machine check.
-pub const EXIT_MACHINE_CHECK: u64 = 0x52;
+pub const EXIT_MACHINE_CHECK: u32 = 0x52;
