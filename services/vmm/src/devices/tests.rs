@@ -144,6 +144,9 @@ fn console_input_that_the_guest_does_not_take_does_not_keep_the_domain_awake() {
     s.devices.settle(&mut s.guest);
     let ring = s.guest.special(special::CONSOLE).unwrap();
     assert_eq!(ring.u32(3076), 1024);
+    // Blocked devices cost nothing until their guest notifies.
+    assert_eq!((s.devices.armed | s.devices.blocked, s.guest.events.kicks), (s.devices.all, 0));
+    assert_ne!(s.devices.blocked & 1 << device::CONSOLE, 0);
     ring.set_u32(3072, 1024);
     let port = s.guest.console_port;
     s.guest.events.send(port).unwrap();
