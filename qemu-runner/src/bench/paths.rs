@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use image_builder::programs::{Origin, Program, VMM};
 use image_builder::manifest;
+use image_builder::programs::{Origin, Program, VMM};
 
 use crate::Error;
 use crate::bench::Setting;
