@@ -36,7 +36,10 @@ pub fn measure(
         let before = times(machine, timeout)?;
         super::command(shell, &source.work.command(amount), timeout)?;
         let after = times(machine, timeout)?;
-        Ok(after.into_iter().map(|(name, time)| (name, time - before.get(name).unwrap_or(&0))).collect())
+        Ok(after
+            .into_iter()
+            .map(|(name, time)| (name, time.saturating_sub(*before.get(name).unwrap_or(&0))))
+            .collect())
     };
     let (few, many) = (run(FEW)?, run(MANY)?);
     let requests = source.work.requests() * (MANY - FEW);
