@@ -94,7 +94,7 @@ pub struct RunArgs {
     /// Pack guests' kernels as they are: their VMM unpacks them (slow under emulation).
     #[arg(long)]
     pub keep_compressed: bool,
-    /// A system manifest in place of image-builder/system.toml.
+    /// A system manifest in place of image-builder/system.toml, or, without [vmm], in addition to it.
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
 }

@@ -1,7 +1,8 @@
 //! The port on the bridge: netback's client, as the interface that smoltcp drives.
 //!
 //! A frame is copied out of the pool once, into a private buffer, and a frame to send is written to a private
-//! buffer and copied into the pool. Segments are large where the other end takes them so, and checksums of TCP
+//! buffer and copied into the pool. Of data that are thrown away and of data of any content only the headers are
+//! copied so, which leaves smoltcp's own copy between socket and frame. Segments are large where the other end takes them so, and checksums of TCP
 //! are left to whoever needs them: memory does not garble frames. Netback gets the received frames back
 //! together, after all of them were handled.
 
@@ -27,6 +28,8 @@ const USED_MAX: u32 = RECEIVE_BASE - 2 * (FRAME_MAX + 1);
 const HEADERS: usize = 14 + 20 + 20;
 /// Where the TCP checksum stands in them.
 const TCP_CHECKSUM: usize = 14 + 20 + 16;
+/// Bytes that hold all headers of a TCP segment, the longest options included: 14 + 60 + 60.
+const HEAD: usize = 134;
 /// TCP's number in an IPv4 header.
 const TCP: u8 = 6;
 
@@ -73,6 +76,8 @@ struct Outward<L> {
     frame: Box<[u8]>,
     /// A frame as long as frames get was sent since this was asked for.
     is_bulk: bool,
+    /// The data of the frames to send may have any content.
+    is_filler: bool,
 }
 
 /// The port.
@@ -85,6 +90,8 @@ pub struct Port<L> {
     /// Frames that were copied and not given back yet.
     done: u16,
     frame: Box<[u8]>,
+    /// The data of the TCP segments that wait are thrown away.
+    is_discarding: bool,
 }
 
 impl<L: Link> Outward<L> {
@@ -99,9 +106,11 @@ impl<L: Link> Port<L> {
     /// A port that asks netback to open it.
     pub fn new(link: L) -> Self {
         let buffer = || alloc::vec![0; FRAME_MAX as usize].into_boxed_slice();
-        let outward = Outward { link, is_gone: false, runs: Runs::new(0), frame: buffer(), is_bulk: false };
+        let (runs, frame) = (Runs::new(0), buffer());
+        let outward = Outward { link, is_gone: false, runs, frame, is_bulk: false, is_filler: false };
         let waiting = VecDeque::with_capacity(FRAMES_MAX);
-        let mut port = Self { outward, state: State::Opening, waiting, done: 0, frame: buffer() };
+        let mut port =
+            Self { outward, state: State::Opening, waiting, done: 0, frame: buffer(), is_discarding: false };
         port.outward.send(&Request::Open);
         port.outward.send(&Request::Accept(OFFLOADS));
         port
@@ -163,6 +172,16 @@ impl<L: Link> Port<L> {
         core::mem::take(&mut self.outward.is_bulk)
     }
 
+    /// Whether the data of the TCP segments that wait are thrown away, whatever they are.
+    pub fn set_discarding(&mut self, is_discarding: bool) {
+        self.is_discarding = is_discarding;
+    }
+
+    /// Whether the data of all frames that are sent from now on may have any content.
+    pub fn set_filler(&mut self, is_filler: bool) {
+        self.outward.is_filler = is_filler;
+    }
+
     fn can_send(&self) -> bool {
         let runs = &self.outward.runs;
         let has_room = runs.used() <= USED_MAX && runs.count() < FRAMES_MAX;
@@ -188,7 +207,13 @@ impl<L: Link> Device for Port<L> {
         self.done += 1;
         // A frame of any length that passed the check fits, and lies in the pool.
         let copy = self.frame.get_mut(..frame.len as usize).unwrap_or_default();
-        let is_copied = self.outward.link.read(frame.offset, copy);
+        let (head, rest) = copy.split_at_mut(HEAD.min(frame.len as usize));
+        let link = &self.outward.link;
+        let mut is_copied = link.read(frame.offset, head);
+        let is_enough = rest.is_empty() || self.is_discarding && is_tcp(head);
+        if !is_enough {
+            is_copied &= link.read(frame.offset + HEAD as u32, rest);
+        }
         Some((Arrived(if is_copied { copy } else { &[] }), Sending::new(&mut self.outward)))
     }
 
@@ -241,7 +266,7 @@ impl<L: Link> TxToken for Sending<'_, L> {
     }
 
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Outward { link, runs, frame, is_bulk, .. } = &mut *self.outward;
+        let Outward { link, runs, frame, is_bulk, is_filler, .. } = &mut *self.outward;
         *is_bulk |= len >= PLAIN_MAX as usize;
         // smoltcp keeps to what it was told of the device.
         let frame = frame.get_mut(..len).unwrap_or_default();
@@ -250,12 +275,18 @@ impl<L: Link> TxToken for Sending<'_, L> {
         let len = u32::try_from(len).unwrap_or(FRAME_MAX);
         // There is room, else there would be no token.
         if let Some(offset) = runs.take(len) {
-            link.write(offset, frame);
+            let head = frame.get(..HEAD).filter(|_| *is_filler && checksum == Checksum::Partial);
+            link.write(offset, head.unwrap_or(frame));
             let segments = self.segments;
             self.outward.send(&Request::Send(Frame { offset, len, checksum, segments }));
         }
         result
     }
+}
+
+/// Whether a frame is a TCP segment over IPv4.
+fn is_tcp(frame: &[u8]) -> bool {
+    matches!(frame, [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, _, _, _, _, _, _, _, _, _, TCP, ..])
 }
 
 /// Writes the pseudo-header's sum to a TCP segment; `false`: it is none.

@@ -147,3 +147,39 @@ fn lost_frames_cost_time_but_no_byte() {
     bench.write(client, &text);
     assert_eq!(bench.read(client, 1000), text);
 }
+
+/// Of data without meaning only headers are copied; what stands before and behind them must not suffer.
+#[test]
+fn what_has_a_meaning_arrives_between_bytes_that_have_none() {
+    for (has_offload, loses) in [(true, None), (false, None), (true, Some(7)), (false, Some(7))] {
+        let mut bench = Bench::new(has_offload);
+        bench.netback.borrow_mut().pool.fill(0xee);
+        bench.netback.borrow_mut().loses = loses;
+        let client = bench.connect(5001);
+        let text: Vec<u8> = (0..3000u32).map(|n| (n * 13 % 251) as u8).collect();
+        for _ in 0..2 {
+            let mut stream = request(b'L', 3000);
+            stream.extend(&text);
+            stream.extend(request(b'T', 700_000));
+            stream.extend(vec![0x55; 700_000]);
+            stream.extend(request(b'R', 100_000));
+            stream.extend(request(b'L', 3000));
+            stream.extend(&text);
+            stream.extend(request(b'R', 500_000));
+            bench.write(client, &stream);
+            assert_eq!(bench.read(client, 3000), text);
+            assert_eq!(bench.read(client, 1), b"k");
+            bench.read(client, 100_000);
+            assert_eq!(bench.read(client, 3000), text);
+            bench.read(client, 500_000);
+        }
+        // And another client's bytes, while one takes and one gives.
+        let (taker, giver, echo) = (bench.connect(5001), client, bench.connect(5001));
+        bench.write(giver, &request(b'R', 600_000));
+        bench.write(taker, &request(b'T', 1_000_000));
+        bench.write(echo, &request(b'L', 3000));
+        bench.socket(taker).send_slice(&vec![1; 100_000]).unwrap();
+        bench.write(echo, &text);
+        assert_eq!(bench.read(echo, 3000), text);
+    }
+}
