@@ -22,6 +22,8 @@ const NAMED: [&str; 3] = ["blkback", "netback", "peer"];
 const OTHERS: &str = "others";
 /// The counter of nanoseconds, which are instructions.
 const TIME: &str = "kernel.cpu_time_ns";
+/// Width of the table.
+const COLUMNS: usize = 150;
 /// What is counted less often than once in so many requests belongs to something else.
 const RARE: u64 = 50;
 
@@ -92,11 +94,18 @@ pub fn table(costs: &[Cost]) -> String {
     for cost in costs {
         let mut name = cost.figure;
         for part in &cost.parts {
-            text.push_str(&format!("  {name:<24} {:<13} {:>9}", part.domain, grouped(part.instructions)));
+            let mut line = format!("  {name:<24} {:<13} {:>9}", part.domain, grouped(part.instructions));
+            let indent = line.len();
             for (counter, hundredths) in &part.hundredths {
                 let counter = counter.trim_start_matches("kernel.");
-                text.push_str(&format!("  {counter} {}.{:02}", hundredths / 100, hundredths % 100));
+                let word = format!("  {counter} {}.{:02}", hundredths / 100, hundredths % 100);
+                if line.len() + word.len() > COLUMNS {
+                    text.push_str(&line);
+                    line = format!("\n{:indent$}", "");
+                }
+                line.push_str(&word);
             }
+            text.push_str(&line);
             text.push('\n');
             name = "";
         }
