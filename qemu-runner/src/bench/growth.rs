@@ -3,8 +3,7 @@
 
 use std::path::PathBuf;
 
-use image_builder::manifest;
-use image_builder::programs::{INIT, Origin, Program, of_workspace};
+use image_builder::programs::{INIT, Origin, Program, VMM, of_workspace};
 use image_builder::{BuildRequest, Progress};
 
 use crate::bench::report::Figure;
@@ -47,7 +46,8 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Vec<Figure
 fn domains(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     let mut request = Request::new(Vec::new());
     let origin = Origin::Workspace { package: "bench".into(), binary: "bench-root".into() };
-    request.programs = vec![Program { name: INIT.into(), origin, uses: None }];
+    // No guest: the VMM is replaced, too, so that cargo compiles what these share as it does for the paths.
+    request.programs = vec![Program { name: INIT.into(), origin, uses: None }, paths::program(VMM)];
     request.has_icount = true;
     request.progress = setting.progress;
     let session = Session::prepare(&request)?;
@@ -63,31 +63,9 @@ fn domains(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     Ok(figures)
 }
 
-/// A client of the store among the services.
+/// A client of the store among the bench domains.
 fn nodes(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
-    const SERVICES: &str = r#"
-[[service]]
-name = "bench-store"
-program = "bench"
-priority = 20
-heap-kib = 256
-after = ["toolstack"]
-options = "role=store"
-
-[[channel]]
-kind = "xenstore"
-client = "bench-store"
-server = "xenstore"
-target = "privileged"
-"#;
-    let mut request = Request::new(Vec::new());
-    request.manifest = Some(("bench.toml".into(), format!("{}\n{SERVICES}", manifest::DEFAULT)));
-    request.programs = vec![paths::program("bench")];
-    request.has_icount = true;
-    request.progress = setting.progress;
-    let session = Session::prepare(&request)?;
-    let machine = session.start(None)?;
-    let lines = paths::wait_figures(&machine, 1, setting.timeout)?;
+    let lines = paths::run(setting, false)?;
     Ok(lines.iter().filter_map(|line| of_crowd(line, "nodes")).collect())
 }
 
@@ -118,7 +96,7 @@ fn guests(count: usize, setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     machine.wait_up(timeout)?;
     let mut shell = machine.guest(guest::standard::NAME).from_start();
     shell.wait_shell(timeout)?;
-    let lines = paths::wait_figures(&machine, 2, timeout)?;
+    let lines = paths::wait_figures(&machine, paths::THROUGH, timeout)?;
     let paths = lines.iter().filter_map(|line| paths::parse(line));
     let mut values: Vec<(String, u64)> = paths.map(|(name, path)| (name, path.value)).collect();
     standard::await_devices(&mut shell, timeout)?;

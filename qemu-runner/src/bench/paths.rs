@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use image_builder::manifest;
 use image_builder::programs::{Origin, Program, VMM};
-use image_builder::{Progress, manifest};
 
 use crate::Error;
 use crate::bench::Setting;
@@ -16,7 +16,8 @@ use crate::plan::ConfigFile;
 use crate::session::{Request, Session};
 
 /// The bench domains: `low` and `peer` share a priority, `high` is above both. `device` has the UART and
-/// `driver`, above it, the UART's interrupt; `device` runs when `low` is done.
+/// `driver`, above it, the UART's interrupt; `device` runs when `low` is done, `store` when
+/// both are.
 pub const SERVICES: &str = r#"
 [[service]]
 name = "bench-high"
@@ -71,7 +72,23 @@ server = "bench-high"
 kind = "xenstore"
 client = "bench-device"
 server = "bench-driver"
+
+[[service]]
+name = "bench-store"
+program = "bench"
+priority = 3
+heap-kib = 256
+options = "role=store"
+
+[[channel]]
+kind = "xenstore"
+client = "bench-store"
+server = "xenstore"
+target = "privileged"
 "#;
+
+/// Bench domains among the services that say when they are through.
+pub const THROUGH: usize = 3;
 
 /// Samples of each path.
 const SAMPLES: u64 = 64;
@@ -90,8 +107,8 @@ pub struct Path {
 /// # Errors
 /// The machine does not come up, or not in time, or an instruction does not take one tick.
 pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
-    let Setting { timeout, progress, .. } = setting;
-    let lines = run(timeout, progress, false)?;
+    let progress = setting.progress;
+    let lines = run(setting, false)?;
     let paths: BTreeMap<String, Path> = lines.iter().filter_map(|line| parse(line)).collect();
     if paths.get("calibration").map(|path| path.value) != Some(0) {
         return Err(Error::Died("an instruction does not take one tick of the TSC".into()));
@@ -112,7 +129,7 @@ pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
 /// # Errors
 /// As [`measure`].
 pub fn expensive(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
-    let lines = run(setting.timeout, setting.progress, true)?;
+    let lines = run(setting, true)?;
     let counts: Vec<(String, Vec<u64>)> = lines.iter().filter_map(|line| parse_counts(line)).collect();
     if counts.is_empty() {
         return Err(Error::Died("this kernel does not count expensive instructions".into()));
@@ -137,7 +154,11 @@ fn parse_counts(text: &str) -> Option<(String, Vec<u64>)> {
 }
 
 /// Boots the bench domains; what they logged.
-fn run(timeout: Duration, progress: Progress, counts_expensive: bool) -> Result<Vec<String>, Error> {
+///
+/// # Errors
+/// The machine does not come up, or not in time.
+pub fn run(setting: Setting<'_>, counts_expensive: bool) -> Result<Vec<String>, Error> {
+    let Setting { timeout, progress, .. } = setting;
     let files = guest::prepare(progress)?;
     let text =
         format!("name=\"bench-vmm\"\ntype=\"pvh\"\nkernel=\"{}\"\nmemory=64\n", files.kernel.display());
@@ -153,7 +174,8 @@ fn run(timeout: Duration, progress: Progress, counts_expensive: bool) -> Result<
     request.progress = progress;
     let session = Session::prepare(&request)?;
     let machine = session.start(None)?;
-    let lines = wait_figures(&machine, 3, timeout)?;
+    // The services, and what stands in for the VMM.
+    let lines = wait_figures(&machine, THROUGH + 1, timeout)?;
     machine.quit(Duration::from_secs(60))?;
     Ok(lines)
 }
