@@ -337,20 +337,17 @@ impl<P: Platform> Machine<P> {
     /// that was not before, no timer changed. The common answer, found by three words.
     #[inline]
     pub fn is_settled(&self, vcpu: &Vcpu) -> bool {
-        self.guest.events.kicks | self.guest.events.later == 0
-            && !self.guest.events.has_news()
-            && !vcpu.has_news
+        self.guest.events.kicks == 0 && !self.guest.events.has_news() && !vcpu.has_news
     }
 
     /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`] next; 0: never.
     #[inline]
     pub fn deadline(&self, vcpu: &Vcpu) -> u64 {
+        let earlier = |a: u64, b: u64| if a == 0 || b == 0 { a | b } else { a.min(b) };
+        let due = earlier(vcpu.timer, self.guest.events.held_until);
         match vcpu.wait {
-            Wait::Poll { until_ns, .. } if until_ns != 0 => {
-                let poll = self.guest.clock.tsc(until_ns);
-                if vcpu.timer == 0 { poll } else { poll.min(vcpu.timer) }
-            }
-            _ => vcpu.timer,
+            Wait::Poll { until_ns, .. } if until_ns != 0 => earlier(due, self.guest.clock.tsc(until_ns)),
+            _ => due,
         }
     }
 }
