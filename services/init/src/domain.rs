@@ -55,6 +55,17 @@ impl Arena {
         address
     }
 
+    /// As [`Self::take`] for memory that begins at frame `first` and is never given back: where it is long,
+    /// address and frame lie alike within 2 MiB, so that large pages map all but its ends.
+    pub fn take_for(&mut self, len: u64, first: u64) -> u64 {
+        if len < 2 * LARGE * PAGE_SIZE {
+            return self.take(len);
+        }
+        let address = self.next.next_multiple_of(LARGE * PAGE_SIZE) + first % LARGE * PAGE_SIZE;
+        self.next = address + len + PAGE_SIZE;
+        address
+    }
+
     /// Gives addresses back.
     pub fn give(&mut self, address: u64, len: u64) {
         self.free.entry(len).or_default().push(address);
@@ -304,7 +315,7 @@ impl Domain {
         let pages = bundle.pages(file.offset, len);
         let pages =
             pages.ok_or_else(|| BuildError::Request("a file is not in the bundle's frames".into()))?;
-        let addr = self.arena.take(pages.count * PAGE_SIZE);
+        let addr = self.arena.take_for(pages.count * PAGE_SIZE, pages.first);
         let range = (pages.first, pages.count);
         self.map_shared(resources, (pages.slot, pages.offset), range, addr, map::READ)?;
         Ok(Region { addr, len })
@@ -459,6 +470,19 @@ mod tests {
         arena.give(a, 4096);
         assert_ne!(arena.take(8192), a);
         assert_eq!(arena.take(4096), a);
+    }
+
+    #[test]
+    fn a_long_file_takes_large_pages_wherever_it_lies_in_memory() {
+        let mut arena = Arena::new(0x10_0000_0000);
+        let before = arena.take(4096);
+        let (first, count) = (0x1_2345, 30 * LARGE);
+        let address = arena.take_for(count * PAGE_SIZE, first);
+        assert!(address > before && address / PAGE_SIZE % LARGE == first % LARGE);
+        assert!(arena.take(4096) > address + count * PAGE_SIZE);
+        // A page directory for both, the level above it, and a page table at each end.
+        assert_eq!(crate::space::Tables::default().map(address, first, count), 4);
+        assert_eq!(arena.take_for(8192, 7) % PAGE_SIZE, 0);
     }
 
     #[test]

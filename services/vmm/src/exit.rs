@@ -392,6 +392,59 @@ mod tests {
         assert_eq!(state.inject, 0, "INT n is executed again");
     }
 
+    /// Every exit was followed by a look at devices, timer and interrupts; one that changes only registers
+    /// must not be, and any other one must.
+    #[test]
+    fn only_what_changes_something_unsettles_the_machine() {
+        let (mut machine, mut vcpu) = machine();
+        machine.guest.callback = Some(0xf3);
+        machine.guest.memory.write(GuestPhys(0x9000), &7u32.to_le_bytes()).unwrap();
+        let ipi = machine.guest.events.bind_ipi(0).unwrap();
+        let mut call = |machine: &mut Machine<_>, vcpu: &mut Vcpu, number: u64, arguments: [u64; 2]| {
+            let mut state = exit(VMMCALL);
+            (state.efer, state.cs_attributes) = (0x500, 0x200);
+            state.gprs[gpr::RAX] = number;
+            [state.gprs[gpr::RDI], state.gprs[gpr::RSI]] = arguments;
+            machine.prepare_entry(vcpu, &mut state);
+            assert_eq!(machine.handle_exit(vcpu, &mut state), Outcome::Run);
+            (machine.is_settled(vcpu), state.interrupt)
+        };
+        let mut state = exit(CPUID);
+        machine.prepare_entry(&mut vcpu, &mut state);
+        for (code, info) in [(CPUID, 0), (IOIO, 0xe0_0011), (IOIO, 0xcfc_0041)] {
+            state.exit_code = u64::from(code);
+            state.exit_info1 = info;
+            assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run);
+            assert!(machine.is_settled(&vcpu), "{code:#x}");
+        }
+        assert!(call(&mut machine, &mut vcpu, 44, [0, 0]).0, "an unknown hypercall");
+        assert!(!call(&mut machine, &mut vcpu, 17, [0, 0]).0, "the one that asks for a look");
+        assert!(!call(&mut machine, &mut vcpu, 15, [1 << 40, 0]).0, "a timer");
+        machine.guest.memory.write(GuestPhys(0x9000), &ipi.0.to_le_bytes()).unwrap();
+        assert!(!call(&mut machine, &mut vcpu, 32, [4, 0x9000]).0, "an upcall");
+        let (is_settled, interrupt) = call(&mut machine, &mut vcpu, 44, [0, 0]);
+        assert_eq!((is_settled, interrupt), (false, 0xf3 | INTERRUPT_PENDING), "still not taken");
+        machine.guest.special(0).unwrap().set_u8(0, 0);
+        assert_eq!(call(&mut machine, &mut vcpu, 44, [0, 0]), (true, 0), "taken");
+        let mut state = exit(MSR);
+        (state.exit_info1, state.gprs[gpr::RCX], state.gprs[gpr::RAX]) = (1, 0x83f, 0xf6);
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert!(!machine.is_settled(&vcpu), "a local APIC interrupt");
+    }
+
+    /// The interrupt was offered twice when the guest had taken it and a signal ended its turn.
+    #[test]
+    fn an_interrupt_taken_before_a_signal_is_not_offered_again() {
+        let (mut machine, mut vcpu) = machine();
+        vcpu.apic.write(0x83f, 0xf6).unwrap();
+        let mut state = exit(INTR);
+        machine.prepare_entry(&mut vcpu, &mut state);
+        assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
+        state.interrupt = 0xf6;
+        machine.prepare_entry(&mut vcpu, &mut state);
+        assert_eq!((state.interrupt, vcpu.apic.next()), (0, None));
+    }
+
     /// INVLPGA and RDPMC, which the kernel intercepts, ended the guest.
     #[test]
     fn what_the_guest_is_not_shown_is_an_exception_and_not_its_end() {

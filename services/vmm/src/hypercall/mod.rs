@@ -124,7 +124,11 @@ fn serve<P: Platform>(mut call: Call<'_, P>, number: u64) -> Done {
         SCHED_OP => return sched::call(&mut call),
         VCPU_OP => vcpu::call(&mut call),
         MEMORY_OP => return memory::call(&mut call),
-        XEN_VERSION => version::call(&mut call),
+        XEN_VERSION => {
+            // Guests that changed their vcpu_info themselves call this to have it looked at.
+            call.vcpu.has_news = true;
+            version::call(&mut call)
+        }
         CONSOLE_IO => console_io(&mut call),
         GRANT_TABLE_OP => grant::call(&mut call),
         HVM_OP => hvm::call(&mut call),
