@@ -35,6 +35,8 @@ const ROUNDS: usize = 4;
 /// Bytes given back that netback is told of at once.
 const URGENT: u32 = RECEIVE_BASE / 8;
 
+/// What a small frame counts as towards it.
+const WEIGHT_MIN: u32 = RECEIVE_BASE / FRAMES_MAX as u32;
 /// How long the notice that packets were sent may be held back.
 const HOLD_NS: u64 = 1_000_000;
 /// Packets, or bytes, that are much: half of what TCP leaves on its way to a device at least.
@@ -253,7 +255,8 @@ impl Vif {
     /// The oldest received frame is done with.
     fn done_with(&mut self, frame: &Frame) {
         self.released = self.released.saturating_add(1);
-        self.released_bytes = self.released_bytes.saturating_add(frame.len);
+        // A small frame counts too: there may not be many.
+        self.released_bytes = self.released_bytes.saturating_add(frame.len.max(WEIGHT_MIN));
         self.is_urgent |= self.released_bytes >= URGENT;
     }
 
