@@ -13,8 +13,10 @@
 pub mod packet;
 
 use heapless::Deque;
+use proto::counters;
 use proto::net::{FRAMES_MAX, Frame, Net, Offloads, RECEIVE_BASE, Refusal, Request, Response, Runs};
 use rt::channel::{Client, SendError};
+use rt::counters::{add, inc};
 use rt::pool::Pool;
 
 use crate::blk::Unusable;
@@ -351,6 +353,8 @@ impl Vif {
                 // is given back in order.
                 let len = if is_sent { len } else { 0 };
                 self.is_urgent = true;
+                inc(counters::NET_FRAMES_OUT);
+                add(counters::NET_BYTES_OUT, u64::from(len));
                 if !self.send(&Request::Send(Frame { offset, len, checksum, segments })) {
                     self.link = None;
                 }
@@ -378,6 +382,8 @@ impl Vif {
                     return Ok(());
                 }
                 scatter(guest, &mut front.rx, &self.pool, &frame);
+                inc(counters::NET_FRAMES_IN);
+                add(counters::NET_BYTES_IN, u64::from(frame.len));
             }
             self.waiting.pop_front();
             self.done_with(&frame);
