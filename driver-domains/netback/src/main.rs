@@ -10,9 +10,11 @@ mod nic;
 use netback::bridge::{Attachment, Bridge, RETRY_NS};
 use netback::link::{Gone, Link};
 use proto::channel::{ChannelInfo, ChannelKind};
+use proto::counters;
 use proto::net::{Net, POOL_SIZE, Request, Response};
 use proto::supervise;
 use rt::channel::Server;
+use rt::counters::add;
 use rt::pool::Pool;
 use rt::supervise::Supervisor;
 use rt::time::Clock;
@@ -66,6 +68,7 @@ impl Link for Ring {
     }
 
     fn copy(&self, offset: u32, to: &Self, to_offset: u32, len: u32) -> bool {
+        add(counters::BYTES_COPIED, u64::from(len));
         self.pool.copy_to(offset as usize, &to.pool, to_offset as usize, len as usize).is_ok()
     }
 }

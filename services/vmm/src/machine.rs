@@ -377,9 +377,7 @@ impl<P: Platform> Machine<P> {
     /// that was not before, no timer changed. The common answer, found by three words.
     #[inline]
     pub fn is_settled(&self, vcpu: &Vcpu) -> bool {
-        self.guest.events.kicks | self.guest.events.later == 0
-            && !self.guest.events.has_news()
-            && !vcpu.has_news
+        self.guest.events.kicks == 0 && !self.guest.events.has_news() && !vcpu.has_news
     }
 
     /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`], or a device its turn; 0: never.
@@ -390,7 +388,8 @@ impl<P: Platform> Machine<P> {
             Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
             _ => 0,
         };
-        earlier(earlier(vcpu.timer, poll), self.guest.put_off_until())
+        let devices = earlier(self.guest.put_off_until(), self.guest.events.held_until);
+        earlier(earlier(vcpu.timer, poll), devices)
     }
 }
 
