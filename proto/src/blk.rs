@@ -9,7 +9,6 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{ChannelKind, Protocol};
-use crate::text::Text;
 
 /// The protocol.
 #[derive(Debug)]
@@ -19,7 +18,7 @@ impl Protocol for Blk {
     type Request = Request;
     type Response = Response;
     const KIND: ChannelKind = ChannelKind::Blk;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const SLOTS: usize = 64;
 }
 
@@ -68,7 +67,7 @@ pub enum Direction {
 }
 
 /// From blkback.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
 pub enum Response {
     /// The volume exists.
     Opened {
@@ -83,8 +82,8 @@ pub enum Response {
     },
     /// The volume cannot be used.
     Refused {
-        /// A sentence for people.
-        reason: Text<160>,
+        /// Why.
+        reason: Refusal,
     },
     /// A transfer or flush ended.
     Done {
@@ -93,6 +92,40 @@ pub enum Response {
         /// How.
         status: Status,
     },
+}
+
+/// Why a volume cannot be used. A code and not a sentence: slots are as large as the largest message, and
+/// messages are copied with every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
+pub enum Refusal {
+    /// The channel was opened before.
+    OpenedBefore,
+    /// Nothing has its name.
+    NoVolume,
+    /// It has a writer.
+    InUse,
+    /// The device's sectors are too small, or their size is no power of two.
+    SectorSize,
+    /// The device is larger than can be.
+    ImpossibleSize,
+    /// The device is smaller than one sector.
+    TooSmall,
+    /// The device takes less than one sector at a time.
+    TooLittleAtATime,
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::OpenedBefore => "The channel was opened before.",
+            Self::NoVolume => "There is no volume of this name.",
+            Self::InUse => "Another guest has the volume open for writing.",
+            Self::SectorSize => "The device's sector size is not supported.",
+            Self::ImpossibleSize => "The device's size is impossible.",
+            Self::TooSmall => "The device is smaller than one sector.",
+            Self::TooLittleAtATime => "The device takes less than one sector at a time.",
+        })
+    }
 }
 
 /// How a request ended.

@@ -138,6 +138,8 @@ impl fmt::Display for Name {
         // Names of Xen's public/xen.h, without `__HYPERVISOR_`.
         let name = match number {
             12 => "hypercall_memory_op",
+            13 => "hypercall_multicall",
+            15 => "hypercall_set_timer_op",
             17 => "hypercall_xen_version",
             18 => "hypercall_console_io",
             20 => "hypercall_grant_table_op",
@@ -147,6 +149,7 @@ impl fmt::Display for Name {
             32 => "hypercall_event_channel_op",
             33 => "hypercall_physdev_op",
             34 => "hypercall_hvm_op",
+            40 => "hypercall_xenpmu_op",
             63 => "hypercall_other",
             _ => return write!(f, "hypercall_{number}"),
         };

@@ -6,6 +6,7 @@
 mod baseline;
 mod boot;
 pub mod goals;
+mod growth;
 mod lines;
 mod paths;
 pub mod plots;
@@ -86,6 +87,9 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, 
     if selection.has_group(Group::Paths) {
         figures.extend(paths::measure(setting)?);
     }
+    if selection.has_group(Group::Expensive) {
+        figures.extend(paths::expensive(setting)?);
+    }
     let guest = standard::measure(selection, setting)?;
     figures.extend(guest.figures);
     if selection.has_group(Group::Sizes) {
@@ -95,6 +99,9 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, 
     }
     if selection.has_group(Group::Lines) {
         figures.extend(lines::measure()?);
+    }
+    if selection.has_group(Group::Growth) {
+        figures.extend(growth::measure(selection, setting)?);
     }
     let wanted = figures.into_iter().filter(|figure| selection.has(figure.name));
     let mut rows = wanted.map(Row::of).collect::<Result<Vec<Row>, Error>>()?;

@@ -94,7 +94,7 @@ pub struct RunArgs {
     /// Pack guests' kernels as they are: their VMM unpacks them (slow under emulation).
     #[arg(long)]
     pub keep_compressed: bool,
-    /// A system manifest in place of image-builder/system.toml.
+    /// A system manifest in place of image-builder/system.toml, or, without [vmm], in addition to it.
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
 }
@@ -102,7 +102,7 @@ pub struct RunArgs {
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What to measure: groups (paths, exits, cpu, blk, net, boot, memory, growth, sizes, lines), single
+    /// What to measure: groups (paths, expensive, exits, cpu, blk, net, boot, memory, sizes, lines, growth), single
     /// figures, or `quick`, which is what has a promise; nothing: all but growth.
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,

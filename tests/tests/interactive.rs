@@ -71,6 +71,15 @@ fn a_user_gets_from_one_command_to_a_shell_and_to_the_operators_prompt() {
     let help = command(&mut terminal, "help");
     assert!(help.contains(" list ") && help.contains(" quit "), "{help}");
 
+    // Rates, page after page until a key is pressed.
+    terminal.type_in(b"xl top\r");
+    for _ in 0..2 {
+        let page = terminal.expect("\x1b\\[H\x1b\\[Jxl top: [^\x1b]*exits by reason", SHORT);
+        assert!(page.contains("debian") && page.contains("SWTCH/s"), "{page}");
+    }
+    terminal.type_in(b"q");
+    terminal.expect(PROMPT, SHORT);
+
     // What is mistyped gets a sentence, and keys that edit do.
     assert!(command(&mut terminal, "xl lisst").contains("did you mean `list`?"));
     assert!(command(&mut terminal, "xl console debiann").contains("did you mean the guest `debian`?"));

@@ -3,21 +3,26 @@
 //! Invariants: each request is answered exactly once while its channel lives; a channel is only let go
 //! when no device accesses its pool; a volume has at most one writer. A peer that breaks the rules loses
 //! its own channel and nothing else.
+//!
+//! A wake-up costs what signalled, not what is there: a channel that did not signal is not looked at. So
+//! before the domain waits, each channel is either armed (its peer signals the next request) or in `ready`.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::fmt::Write;
 
-use proto::blk::{POOL_SIZE, Request, Response};
+use proto::blk::{POOL_SIZE, Refusal, Request, Response};
 use proto::channel::Region;
-use proto::text::Text;
 
 use crate::channel::{Channel, Source, State};
 use crate::disk::{Disk, Geometry, Outcome, Tag};
+use crate::set::{MEMBERS, Set};
 
 /// Requests taken from one channel before the others get their turn.
 const BATCH: usize = 32;
 /// Channels at a time.
-const CHANNELS_MAX: usize = 256;
+const CHANNELS_MAX: usize = MEMBERS;
+/// Bits of an event.
+const SIGNALS: usize = u64::BITS as usize;
 
 /// The peer broke the rules of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +40,13 @@ pub trait Client {
     /// # Errors
     /// [`Gone`]: the ring is broken, or full, which no client that keeps to the protocol brings about.
     fn answer(&mut self, response: &Response) -> Result<(), Gone>;
+    /// Tells the other end about the answers since the last call, if it wants to know.
+    fn flush(&mut self);
+    /// Asks for a signal when the next request comes; `false`: there is one.
+    ///
+    /// # Errors
+    /// [`Gone`]: the ring is broken.
+    fn prepare_sleep(&mut self) -> Result<bool, Gone>;
 }
 
 /// A new channel.
@@ -42,6 +54,8 @@ pub trait Client {
 pub struct Attachment<'a> {
     /// Number of the channel.
     pub id: u32,
+    /// Signals that the other end sets.
+    pub signals: u64,
     /// Name of the volume.
     pub volume: &'a str,
     /// Writes are to be refused.
@@ -58,8 +72,12 @@ struct Volume<D> {
     geometry: Geometry,
     /// Channel that may write.
     writer: Option<usize>,
+    /// Channels with operations that wait for the device.
+    waiting: Set,
     /// Channel whose turn is next.
     turn: usize,
+    /// Something changed since the device was last filled.
+    is_touched: bool,
 }
 
 /// The backend.
@@ -67,11 +85,26 @@ struct Volume<D> {
 pub struct Backend<C, D> {
     volumes: Vec<Volume<D>>,
     channels: Vec<Option<Channel<C>>>,
+    /// The channels of each signal; channels may share one.
+    by_signal: Box<[Set; SIGNALS]>,
+    /// Channels that may have requests.
+    ready: Set,
+    /// Channels that are to be flushed and armed.
+    touched: Set,
+    /// Channels that wait to be let go.
+    detaching: usize,
 }
 
 impl<C, D> Default for Backend<C, D> {
     fn default() -> Self {
-        Self { volumes: Vec::new(), channels: Vec::new() }
+        Self {
+            volumes: Vec::new(),
+            channels: Vec::new(),
+            by_signal: Box::new([Set::EMPTY; SIGNALS]),
+            ready: Set::EMPTY,
+            touched: Set::EMPTY,
+            detaching: 0,
+        }
     }
 }
 
@@ -85,7 +118,14 @@ impl<C: Client, D: Disk> Backend<C, D> {
             return Err(disk);
         }
         let geometry = disk.geometry();
-        self.volumes.push(Volume { disk, geometry, writer: None, turn: 0 });
+        self.volumes.push(Volume {
+            disk,
+            geometry,
+            writer: None,
+            waiting: Set::EMPTY,
+            turn: 0,
+            is_touched: false,
+        });
         Ok(())
     }
 
@@ -98,7 +138,7 @@ impl<C: Client, D: Disk> Backend<C, D> {
     /// # Errors
     /// A sentence for people.
     pub fn attach(&mut self, attachment: &Attachment<'_>, client: C) -> Result<(), &'static str> {
-        let Attachment { id, volume, is_read_only, pool, memory } = *attachment;
+        let Attachment { id, signals, volume, is_read_only, pool, memory } = *attachment;
         if self.channels.iter().flatten().any(|channel| channel.id == id) {
             return Err("The channel is attached already.");
         }
@@ -111,13 +151,22 @@ impl<C: Client, D: Disk> Backend<C, D> {
             (bytes, _) => Source::Memory(Geometry::of_memory(bytes)),
         };
         let channel = Channel::new(client, id, pool, source, is_read_only);
-        if let Some(free) = self.channels.iter_mut().find(|slot| slot.is_none()) {
-            *free = Some(channel);
-        } else if self.channels.len() < CHANNELS_MAX {
-            self.channels.push(Some(channel));
-        } else {
+        let free = self.channels.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.channels.len());
+        if index >= CHANNELS_MAX {
             return Err("There are too many channels.");
         }
+        match self.channels.get_mut(index) {
+            Some(slot) => *slot = Some(channel),
+            None => self.channels.push(Some(channel)),
+        }
+        for bit in bits(signals) {
+            if let Some(set) = self.by_signal.get_mut(bit) {
+                set.insert(index);
+            }
+        }
+        // The first request may be there already.
+        self.ready.insert(index);
         Ok(())
     }
 
@@ -127,18 +176,28 @@ impl<C: Client, D: Disk> Backend<C, D> {
         let Some(channel) = self.channels.iter_mut().flatten().find(|channel| channel.id == id) else {
             return false;
         };
-        channel.is_detaching = true;
+        if !core::mem::replace(&mut channel.is_detaching, true) {
+            self.detaching += 1;
+        }
         channel.abandon();
         true
     }
 
     /// A channel that was detached and is idle: its number, pool and client.
     pub fn take_detached(&mut self) -> Option<(u32, Region, C)> {
+        if self.detaching == 0 {
+            return None;
+        }
         let is_done = |slot: &Option<Channel<C>>| {
             slot.as_ref().is_some_and(|channel| channel.is_detaching && channel.is_idle())
         };
         let index = self.channels.iter().position(is_done)?;
         let channel = self.channels.get_mut(index)?.take()?;
+        self.detaching = self.detaching.saturating_sub(1);
+        let sets = self.by_signal.iter_mut().chain([&mut self.ready, &mut self.touched]);
+        for set in sets.chain(self.volumes.iter_mut().map(|volume| &mut volume.waiting)) {
+            set.remove(index);
+        }
         for volume in &mut self.volumes {
             if volume.writer == Some(index) {
                 volume.writer = None;
@@ -147,28 +206,50 @@ impl<C: Client, D: Disk> Backend<C, D> {
         Some((channel.id, channel.pool, channel.client))
     }
 
-    /// The channels' clients that are alive, for flushing and for going to sleep.
-    pub fn clients(&mut self) -> impl Iterator<Item = &mut C> {
-        self.channels.iter_mut().flatten().filter(|channel| channel.is_alive()).map(|c| &mut c.client)
+    /// Serves what has one of the signals, and what was left over from the last call; `true`: there is more,
+    /// so call it again before waiting.
+    pub fn poll(&mut self, signals: u64) -> bool {
+        for volume in &mut self.volumes {
+            if volume.disk.signals() & signals != 0 {
+                Self::complete(&mut self.channels, &mut self.touched, volume);
+            }
+        }
+        for bit in bits(signals) {
+            if let Some(set) = self.by_signal.get(bit) {
+                self.ready.insert_all(set);
+            }
+        }
+        for index in self.ready.iter() {
+            if !self.receive(index) {
+                self.ready.remove(index);
+            }
+            self.touched.insert(index);
+        }
+        for index in 0..self.volumes.len() {
+            if self.volumes.get_mut(index).is_some_and(|volume| core::mem::take(&mut volume.is_touched)) {
+                self.schedule(index);
+            }
+        }
+        for index in core::mem::take(&mut self.touched).iter() {
+            self.settle(index);
+        }
+        !self.ready.is_empty()
     }
 
-    /// Does what can be done now; `true`: a batch was cut short, so call it again before sleeping.
-    pub fn poll(&mut self) -> bool {
-        self.complete();
-        let mut has_more = false;
-        for index in 0..self.channels.len() {
-            has_more |= self.receive(index);
+    /// Tells a channel's client about the answers, and arms the channel if it is not ready anyway.
+    fn settle(&mut self, index: usize) {
+        let Some(Some(channel)) = self.channels.get_mut(index) else { return };
+        if !channel.is_alive() {
+            return;
         }
-        for volume in 0..self.volumes.len() {
-            self.schedule(volume);
+        channel.client.flush();
+        if self.ready.contains(index) {
+            return;
         }
-        has_more
-    }
-
-    /// Drops a channel whose peer broke the rules.
-    pub fn drop_channel(&mut self, id: u32) {
-        if let Some(channel) = self.channels.iter_mut().flatten().find(|channel| channel.id == id) {
-            Self::drop_broken(channel);
+        match channel.client.prepare_sleep() {
+            Ok(true) => {}
+            Ok(false) => self.ready.insert(index),
+            Err(Gone) => Self::drop_broken(channel),
         }
     }
 
@@ -209,8 +290,15 @@ impl<C: Client, D: Disk> Backend<C, D> {
                 Source::Memory(geometry) => Some(geometry),
                 Source::Nothing => None,
             };
-            if let Err((id, status)) = channel.accept(&request, geometry.as_ref()) {
-                Self::answer(channel, &Response::Done { id, status });
+            match (channel.accept(&request, geometry.as_ref()), channel.volume) {
+                (Err((id, status)), _) => Self::answer(channel, &Response::Done { id, status }),
+                (Ok(()), Source::Volume(volume)) => {
+                    if let Some(volume) = self.volumes.get_mut(volume) {
+                        volume.waiting.insert(index);
+                        volume.is_touched = true;
+                    }
+                }
+                (Ok(()), _) => {}
             }
         }
         true
@@ -231,24 +319,15 @@ impl<C: Client, D: Disk> Backend<C, D> {
                 channel.state = State::Open { is_read_only };
                 opened
             }
-            Err(sentence) => {
-                let mut reason = Text::new();
-                // A sentence that does not fit is cut.
-                let _ = reason.write_str(sentence);
-                Response::Refused { reason }
-            }
+            Err(reason) => Response::Refused { reason },
         };
         Self::answer(channel, &response);
     }
 
     /// The answer for a volume that the channel may use.
-    fn opened(
-        state: State,
-        is_read_only: bool,
-        geometry: &Geometry,
-    ) -> Result<(Response, bool), &'static str> {
+    fn opened(state: State, is_read_only: bool, geometry: &Geometry) -> Result<(Response, bool), Refusal> {
         if state != State::Closed {
-            return Err("The channel was opened before.");
+            return Err(Refusal::OpenedBefore);
         }
         if let Some(flaw) = geometry.flaw() {
             return Err(flaw);
@@ -268,24 +347,24 @@ impl<C: Client, D: Disk> Backend<C, D> {
         is_read_only: bool,
         index: usize,
         volume: Option<&mut Volume<D>>,
-    ) -> Result<(Response, bool), &'static str> {
-        let volume = volume.ok_or("There is no volume of this name.")?;
+    ) -> Result<(Response, bool), Refusal> {
+        let volume = volume.ok_or(Refusal::NoVolume)?;
         let (opened, is_read_only) = Self::opened(state, is_read_only, &volume.geometry)?;
         if !is_read_only {
             if volume.writer.is_some_and(|writer| writer != index) {
-                return Err("Another guest has the volume open for writing.");
+                return Err(Refusal::InUse);
             }
             volume.writer = Some(index);
         }
         Ok((opened, is_read_only))
     }
 
-    /// Takes the ended operations of all devices.
-    fn complete(&mut self) {
-        for volume in &mut self.volumes {
-            while let Some((tag, outcome)) = volume.disk.complete() {
-                Self::ended(&mut self.channels, &volume.geometry, tag, outcome);
-            }
+    /// Takes the ended operations of a device.
+    fn complete(channels: &mut [Option<Channel<C>>], touched: &mut Set, volume: &mut Volume<D>) {
+        while let Some((tag, outcome)) = volume.disk.complete() {
+            volume.is_touched = true;
+            touched.insert(usize::from(tag.channel));
+            Self::ended(channels, &volume.geometry, tag, outcome);
         }
     }
 
@@ -299,25 +378,33 @@ impl<C: Client, D: Disk> Backend<C, D> {
     /// Fills a device: one operation per channel and turn.
     fn schedule(&mut self, index: usize) {
         let Some(volume) = self.volumes.get_mut(index) else { return };
-        let count = self.channels.len();
-        let mut idle_turns = 0;
-        while idle_turns < count && volume.disk.room() > 0 {
-            let turn = volume.turn % count;
-            volume.turn = (turn + 1) % count;
+        while volume.disk.room() > 0 {
+            let Some(turn) = volume.waiting.next(volume.turn) else { break };
+            volume.turn = turn + 1;
             let channel = self.channels.get_mut(turn).and_then(Option::as_mut);
-            let channel =
-                channel.filter(|channel| channel.volume == Source::Volume(index) && channel.is_waiting());
-            let next = channel.and_then(|channel| channel.next_operation(&volume.geometry));
-            let Some((id, operation)) = next else {
-                idle_turns += 1;
+            let Some((id, operation)) = channel.and_then(|channel| channel.next_operation(&volume.geometry))
+            else {
+                volume.waiting.remove(turn);
                 continue;
             };
-            idle_turns = 0;
             let tag = Tag { channel: u16::try_from(turn).unwrap_or(u16::MAX), id };
             if let Some(outcome) = volume.disk.submit(tag, operation) {
+                self.touched.insert(turn);
                 Self::ended(&mut self.channels, &volume.geometry, tag, outcome);
             }
         }
         volume.disk.kick();
     }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        if word == 0 {
+            return None;
+        }
+        let bit = word.trailing_zeros();
+        word &= word - 1;
+        Some(bit as usize)
+    })
 }

@@ -104,11 +104,6 @@ impl<C> Channel<C> {
         self.outstanding == 0
     }
 
-    /// Whether an operation waits for the device.
-    pub(crate) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     /// Forgets what was not submitted yet; the device finishes the rest.
     pub(crate) fn abandon(&mut self) {
         self.waiting.clear();

@@ -80,6 +80,8 @@ pub struct VirtioDisk {
     /// Operations of a device that was reset.
     failed: VecDeque<Tag>,
     is_broken: bool,
+    /// Those of all its vectors.
+    signals: u64,
     name: String,
     geometry: Geometry,
 }
@@ -112,6 +114,7 @@ impl VirtioDisk {
             in_flight: alloc::vec![None; DESCRIPTORS],
             failed: VecDeque::new(),
             is_broken: false,
+            signals: device.vectors.iter().fold(0, |all, vector| all | vector),
             name: String::new(),
             geometry,
         };
@@ -233,6 +236,10 @@ impl Disk for VirtioDisk {
 
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn signals(&self) -> u64 {
+        self.signals
     }
 
     fn room(&self) -> usize {

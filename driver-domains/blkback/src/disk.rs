@@ -1,6 +1,6 @@
 //! What the backend needs of a device: operations in flight, named by tags.
 
-use proto::blk::{Direction, SECTOR};
+use proto::blk::{Direction, Refusal, SECTOR};
 
 /// Facts about a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,17 +24,17 @@ impl Geometry {
         Self { sectors, sector_size: 512, is_read_only: false, has_flush: false, operation_max: u32::MAX }
     }
 
-    /// Why the volume cannot be used, if so: a sentence for people.
-    pub fn flaw(&self) -> Option<&'static str> {
+    /// Why the volume cannot be used, if so.
+    pub fn flaw(&self) -> Option<Refusal> {
         let sector = u64::from(self.sector_size);
         if sector < SECTOR || !sector.is_power_of_two() {
-            Some("The device's sector size is not supported.")
+            Some(Refusal::SectorSize)
         } else if self.sectors.checked_mul(SECTOR).is_none() {
-            Some("The device's size is impossible.")
+            Some(Refusal::ImpossibleSize)
         } else if self.sectors.saturating_mul(SECTOR) < sector {
-            Some("The device is smaller than one sector.")
+            Some(Refusal::TooSmall)
         } else if u64::from(self.operation_max) < sector {
-            Some("The device takes less than one sector at a time.")
+            Some(Refusal::TooLittleAtATime)
         } else {
             None
         }
@@ -83,6 +83,8 @@ pub trait Disk {
     fn name(&self) -> &str;
     /// Facts about it; they never change.
     fn geometry(&self) -> Geometry;
+    /// Signals that the device sets when operations have ended.
+    fn signals(&self) -> u64;
     /// Operations that [`Self::submit`] takes now.
     fn room(&self) -> usize;
     /// Starts an operation; it reaches the device at [`Self::kick`]. Without room, or for a device that is

@@ -10,6 +10,9 @@ use proto::blk::{Request, Response};
 use crate::backend::{Client, Gone};
 use crate::disk::{Disk, Geometry, Operation, Outcome, Tag};
 
+/// What the disk's device sets.
+pub(crate) const DEVICE_SIGNAL: u64 = 1 << 63;
+
 pub(crate) const GEOMETRY: Geometry = Geometry {
     sectors: 10_000,
     sector_size: 512,
@@ -63,6 +66,9 @@ impl Disk for FakeDisk {
     fn geometry(&self) -> Geometry {
         self.0.borrow().geometry
     }
+    fn signals(&self) -> u64 {
+        DEVICE_SIGNAL
+    }
     fn room(&self) -> usize {
         let state = self.0.borrow();
         state.capacity - state.queued.len() - state.ended.len()
@@ -86,6 +92,8 @@ impl Disk for FakeDisk {
 pub(crate) struct ClientState {
     pub(crate) requests: VecDeque<Request>,
     pub(crate) responses: Vec<Response>,
+    /// Responses that the client was told of.
+    pub(crate) flushed: usize,
     pub(crate) is_broken: bool,
     /// Answers that fit before the ring is full; 0: any number.
     pub(crate) limit: usize,
@@ -100,7 +108,11 @@ impl FakeClient {
     }
     /// The answers since the last call.
     pub(crate) fn answers(&self) -> Vec<Response> {
-        core::mem::take(&mut self.0.borrow_mut().responses)
+        let mut state = self.0.borrow_mut();
+        // A client that does not take its answers is dropped, and is told nothing any more.
+        assert!(state.limit > 0 || state.flushed == state.responses.len(), "an answer was not flushed");
+        state.flushed = 0;
+        core::mem::take(&mut state.responses)
     }
 }
 
@@ -114,7 +126,15 @@ impl Client for FakeClient {
         if state.is_broken || (state.limit > 0 && state.responses.len() >= state.limit) {
             return Err(Gone);
         }
-        state.responses.push(response.clone());
+        state.responses.push(*response);
         Ok(())
+    }
+    fn flush(&mut self) {
+        let mut state = self.0.borrow_mut();
+        state.flushed = state.responses.len();
+    }
+    fn prepare_sleep(&mut self) -> Result<bool, Gone> {
+        let state = self.0.borrow();
+        if state.is_broken { Err(Gone) } else { Ok(state.requests.is_empty()) }
     }
 }

@@ -10,6 +10,7 @@ pub mod backend;
 mod channel;
 pub mod disk;
 pub mod request;
+mod set;
 
 pub use backend::{Attachment, Backend, Client, Gone};
 pub use disk::{Disk, Geometry, Operation, Outcome, Tag};

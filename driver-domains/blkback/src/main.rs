@@ -9,10 +9,11 @@ mod device;
 use alloc::vec::Vec;
 
 use blkback::{Attachment, Backend, Client, Disk, Gone};
-use proto::blk::{Blk, Request, Response};
+use proto::blk::{Blk, Direction, Request, Response};
 use proto::channel::{ChannelInfo, ChannelKind, Region};
-use proto::supervise;
+use proto::{counters, supervise};
 use rt::channel::Server;
+use rt::counters::{add, inc};
 use rt::supervise::Supervisor;
 use rt::time::Clock;
 use virtio_domain::hal;
@@ -26,10 +27,14 @@ struct Ring(Server<Blk>);
 
 impl Client for Ring {
     fn receive(&mut self) -> Result<Option<Request>, Gone> {
-        self.0.receive().map_err(|error| {
+        let received = self.0.receive().map_err(|error| {
             log::warn!("blk channel of {}: {error}", self.0.info().peer_name);
             Gone
-        })
+        })?;
+        if let Some(request) = &received {
+            count(request);
+        }
+        Ok(received)
     }
 
     fn answer(&mut self, response: &Response) -> Result<(), Gone> {
@@ -38,11 +43,39 @@ impl Client for Ring {
             Gone
         })
     }
+
+    fn flush(&mut self) {
+        self.0.flush();
+    }
+
+    fn prepare_sleep(&mut self) -> Result<bool, Gone> {
+        self.0.prepare_sleep().map_err(|error| {
+            log::warn!("blk channel of {}: {error}", self.0.info().peer_name);
+            Gone
+        })
+    }
+}
+
+/// Counts what clients ask for.
+fn count(request: &Request) {
+    match *request {
+        Request::Open => {}
+        Request::Flush { .. } => inc(counters::BLK_FLUSHES),
+        Request::Transfer { direction: Direction::Read, len, .. } => {
+            inc(counters::BLK_READS);
+            add(counters::BLK_BYTES_READ, u64::from(len));
+        }
+        Request::Transfer { direction: Direction::Write, len, .. } => {
+            inc(counters::BLK_WRITES);
+            add(counters::BLK_BYTES_WRITTEN, u64::from(len));
+        }
+    }
 }
 
 type Disks = Backend<Ring, VirtioDisk>;
 
 fn main(env: rt::Env) -> ! {
+    let event = env.info.event;
     let mut supervisor = Supervisor::new(&env);
     let mut backend = Disks::default();
     let clock = Clock::new(env.info.tsc_khz);
@@ -58,30 +91,47 @@ fn main(env: rt::Env) -> ! {
         }
     }
     supervisor.ready();
+    let supervise = env.channel(ChannelKind::Supervise).map_or(u64::MAX, |channel| channel.signals);
+    // At first everything may have something to say.
+    let mut signals = u64::MAX;
     loop {
-        serve_supervisor(&mut backend, &mut supervisor);
-        let has_more = backend.poll();
-        while let Some((id, pool, ring)) = backend.take_detached() {
-            drop(ring);
-            // A volume in a client's memory has no pool.
-            if pool.len > 0
-                && let Err(error) = hal::remove_pool(pool)
-            {
-                log::error!("channel {id}: {error}");
+        let is_supervised = signals & supervise != 0;
+        if is_supervised {
+            serve_supervisor(&mut backend, &mut supervisor);
+        }
+        let has_more = backend.poll(signals);
+        let has_detached = let_go(&mut backend, &mut supervisor);
+        let mut may_sleep = !has_more;
+        signals = 0;
+        if is_supervised || has_detached {
+            supervisor.flush();
+            if !supervisor.prepare_sleep() {
+                (may_sleep, signals) = (false, supervise);
             }
-            supervisor.detached(id);
         }
-        for ring in backend.clients() {
-            ring.0.flush();
-        }
-        supervisor.flush();
-        if has_more || !prepare_sleep(&mut backend, &mut supervisor) {
-            continue;
-        }
-        if rt::sys::event_wait(env.info.event).is_err() {
-            rt::exit_failed("waiting for an event is not possible");
+        let came = if may_sleep { rt::sys::event_wait(event) } else { rt::sys::event_poll(event) };
+        match came {
+            Ok(came) => signals |= came,
+            Err(_) => rt::exit_failed("waiting for an event is not possible"),
         }
     }
+}
+
+/// Gives channels back that no device uses any more; whether there were any.
+fn let_go(backend: &mut Disks, supervisor: &mut Supervisor) -> bool {
+    let mut has_detached = false;
+    while let Some((id, pool, ring)) = backend.take_detached() {
+        drop(ring);
+        // A volume in a client's memory has no pool.
+        if pool.len > 0
+            && let Err(error) = hal::remove_pool(pool)
+        {
+            log::error!("channel {id}: {error}");
+        }
+        supervisor.detached(id);
+        has_detached = true;
+    }
+    has_detached
 }
 
 fn add(backend: &mut Disks, disk: VirtioDisk) {
@@ -126,6 +176,7 @@ fn attach(backend: &mut Disks, channel: &ChannelInfo) -> Result<(), &'static str
     }
     let attachment = Attachment {
         id: channel.id,
+        signals: channel.signals,
         volume: channel.target.as_str(),
         is_read_only: channel.is_read_only,
         pool: if has_pool { channel.pool } else { Region::default() },
@@ -136,20 +187,4 @@ fn attach(backend: &mut Disks, channel: &ChannelInfo) -> Result<(), &'static str
             let _forgotten = hal::remove_pool(channel.pool);
         }
     })
-}
-
-/// Whether nothing is left to be received anywhere.
-fn prepare_sleep(backend: &mut Disks, supervisor: &mut Supervisor) -> bool {
-    let mut may_sleep = supervisor.prepare_sleep();
-    let mut broken = Vec::new();
-    for ring in backend.clients() {
-        match ring.0.prepare_sleep() {
-            Ok(is_empty) => may_sleep &= is_empty,
-            Err(_) => broken.push(ring.0.info().id),
-        }
-    }
-    for id in broken {
-        backend.drop_channel(id);
-    }
-    may_sleep
 }

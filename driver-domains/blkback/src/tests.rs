@@ -9,9 +9,12 @@ use proto::channel::Region;
 
 use crate::backend::{Attachment, Backend};
 use crate::disk::{Geometry, Operation, Outcome};
-use crate::fake::{FakeClient, FakeDisk, GEOMETRY};
+use crate::fake::{DEVICE_SIGNAL, FakeClient, FakeDisk, GEOMETRY};
 
 const POOL: Region = Region { addr: 0x10_0000, len: POOL_SIZE };
+
+/// As at the start, when everything may have something to say.
+const ALL: u64 = u64::MAX;
 
 type Fake = Backend<FakeClient, FakeDisk>;
 
@@ -24,7 +27,7 @@ fn backend(geometry: Geometry, capacity: usize) -> (Fake, FakeDisk) {
 
 fn attach(backend: &mut Fake, id: u32, volume: &str, is_read_only: bool) -> FakeClient {
     let client = FakeClient::default();
-    let attachment = Attachment { id, volume, is_read_only, pool: POOL, memory: 0 };
+    let attachment = Attachment { id, signals: 1 << (id % 4), volume, is_read_only, pool: POOL, memory: 0 };
     backend.attach(&attachment, client.clone()).unwrap();
     client
 }
@@ -32,7 +35,7 @@ fn attach(backend: &mut Fake, id: u32, volume: &str, is_read_only: bool) -> Fake
 fn open(backend: &mut Fake, id: u32) -> FakeClient {
     let client = attach(backend, id, "vol0", false);
     client.ask(Request::Open);
-    backend.poll();
+    backend.poll(ALL);
     assert!(matches!(client.answers()[..], [Response::Opened { .. }]));
     client
 }
@@ -46,7 +49,7 @@ fn done(id: u16, status: Status) -> Response {
 }
 
 fn is_refused(answers: &[Response], part: &str) -> bool {
-    matches!(answers, [Response::Refused { reason }] if reason.as_str().contains(part))
+    matches!(answers, [Response::Refused { reason }] if alloc::format!("{reason}").contains(part))
 }
 
 #[test]
@@ -54,7 +57,7 @@ fn a_long_transfer_is_divided_and_answered_once() {
     let (mut backend, disk) = backend(GEOMETRY, 16);
     let client = open(&mut backend, 1);
     client.ask(transfer(3, Direction::Read, 10, 128 * 1024));
-    backend.poll();
+    backend.poll(ALL);
     let queued = disk.queued();
     assert_eq!(queued.len(), 2);
     let second = Operation::Transfer {
@@ -65,10 +68,10 @@ fn a_long_transfer_is_divided_and_answered_once() {
     };
     assert_eq!(queued[1].1, second);
     disk.end(1, Outcome::Ok);
-    backend.poll();
+    backend.poll(ALL);
     assert!(client.answers().is_empty());
     disk.end(0, Outcome::Ok);
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers(), [done(3, Status::Ok)]);
 }
 
@@ -79,11 +82,11 @@ fn completions_out_of_order_answer_the_right_requests() {
     for id in 0..4 {
         client.ask(transfer(id, Direction::Write, u64::from(id), 512));
     }
-    backend.poll();
+    backend.poll(ALL);
     for index in [2, 0, 1, 0] {
         disk.end(index, if index == 1 { Outcome::Error } else { Outcome::Ok });
     }
-    backend.poll();
+    backend.poll(ALL);
     let expected = [done(2, Status::Ok), done(0, Status::Ok), done(3, Status::IoError), done(1, Status::Ok)];
     assert_eq!(client.answers(), expected);
 }
@@ -94,17 +97,17 @@ fn a_failed_operation_fails_the_request_after_its_last_one() {
     let (mut backend, disk) = backend(geometry, 2);
     let client = open(&mut backend, 1);
     client.ask(transfer(0, Direction::Write, 0, 512 * 5));
-    backend.poll();
+    backend.poll(ALL);
     disk.end(0, Outcome::Error);
-    backend.poll();
+    backend.poll(ALL);
     // The rest is not tried, but the operation still at the device is waited for.
     assert_eq!(disk.queued().len(), 1);
     assert!(client.answers().is_empty());
     disk.end(0, Outcome::Ok);
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers(), [done(0, Status::IoError)]);
     client.ask(transfer(0, Direction::Write, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(disk.queued().len(), 1);
 }
 
@@ -115,7 +118,7 @@ fn a_broken_disk_fails_requests_at_once() {
     disk.0.borrow_mut().is_broken = true;
     client.ask(transfer(0, Direction::Read, 0, 128 * 1024));
     client.ask(Request::Flush { id: 1 });
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers(), [done(0, Status::IoError), done(1, Status::IoError)]);
 }
 
@@ -124,17 +127,17 @@ fn a_flush_reaches_a_device_with_a_cache_only() {
     let (mut with_cache, disk) = backend(GEOMETRY, 2);
     let client = open(&mut with_cache, 1);
     client.ask(Request::Flush { id: 5 });
-    with_cache.poll();
+    with_cache.poll(ALL);
     assert_eq!(disk.queued()[0].1, Operation::Flush);
     assert!(client.answers().is_empty());
     disk.end(0, Outcome::Ok);
-    with_cache.poll();
+    with_cache.poll(ALL);
     assert_eq!(client.answers(), [done(5, Status::Ok)]);
 
     let (mut without, disk) = backend(Geometry { has_flush: false, ..GEOMETRY }, 2);
     let client = open(&mut without, 1);
     client.ask(Request::Flush { id: 5 });
-    without.poll();
+    without.poll(ALL);
     assert!(disk.queued().is_empty());
     assert_eq!(client.answers(), [done(5, Status::Ok)]);
 }
@@ -159,11 +162,51 @@ fn channels_take_turns_at_a_busy_device() {
     }
     let mut order = Vec::new();
     for _ in 0..6 {
-        backend.poll();
+        backend.poll(DEVICE_SIGNAL);
         order.push(disk.queued()[0].0.channel);
         disk.end(0, Outcome::Ok);
     }
     assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+}
+
+#[test]
+fn only_what_signalled_is_served() {
+    let (mut backend, disk) = backend(GEOMETRY, 16);
+    let (first, second) = (open(&mut backend, 1), attach(&mut backend, 2, "vol0", true));
+    let third = attach(&mut backend, 5, "vol0", true);
+    second.ask(Request::Open);
+    third.ask(Request::Open);
+    backend.poll(0);
+    assert_eq!((second.answers().len(), third.answers().len()), (1, 1), "new channels need no signal");
+    for client in [&first, &second, &third] {
+        client.ask(transfer(0, Direction::Read, 0, 512));
+    }
+    // The first and the third share a signal.
+    backend.poll(1 << 1);
+    assert_eq!(disk.queued().iter().map(|(tag, _)| tag.channel).collect::<Vec<_>>(), [0, 2]);
+    disk.end(0, Outcome::Ok);
+    backend.poll(1 << 2);
+    assert_eq!(disk.queued().iter().map(|(tag, _)| tag.channel).collect::<Vec<_>>(), [2, 1]);
+    assert!(first.answers().is_empty());
+    backend.poll(DEVICE_SIGNAL);
+    assert_eq!(first.answers(), [done(0, Status::Ok)]);
+}
+
+#[test]
+fn a_channel_that_never_stops_lets_the_others_go_on() {
+    let (mut backend, _disk) = backend(GEOMETRY, 16);
+    let (busy, other) = (attach_memory(&mut backend, 1, false), attach_memory(&mut backend, 2, false));
+    busy.answers();
+    other.answers();
+    for _ in 0..100 {
+        busy.ask(transfer(0, Direction::Read, 0, 512));
+    }
+    other.ask(transfer(0, Direction::Read, 0, 512));
+    assert!(backend.poll(1 << 1 | 1 << 2));
+    assert_eq!((busy.answers().len(), other.answers().len()), (32, 1));
+    assert!(backend.poll(0) && backend.poll(0));
+    assert!(!backend.poll(0));
+    assert_eq!(busy.answers().len(), 68);
 }
 
 #[test]
@@ -176,7 +219,7 @@ fn a_volume_has_one_writer_and_any_number_of_readers() {
     reader.ask(Request::Open);
     reader.ask(transfer(0, Direction::Write, 0, 512));
     first.ask(transfer(0, Direction::Write, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     assert!(is_refused(&second.answers(), "Another guest"));
     let answers = reader.answers();
     assert!(matches!(answers[0], Response::Opened { is_read_only: true, .. }));
@@ -184,26 +227,27 @@ fn a_volume_has_one_writer_and_any_number_of_readers() {
     // The writer's place is free only once its last operation has ended.
     assert!(backend.detach(1));
     second.ask(Request::Open);
-    backend.poll();
+    backend.poll(ALL);
     assert!(is_refused(&second.answers(), "Another guest"));
     assert!(backend.take_detached().is_none());
     disk.end(0, Outcome::Ok);
-    backend.poll();
+    backend.poll(ALL);
     assert!(matches!(backend.take_detached(), Some((1, POOL, _))));
     assert!(first.answers().is_empty());
     second.ask(Request::Open);
-    backend.poll();
+    backend.poll(ALL);
     assert!(matches!(second.answers()[..], [Response::Opened { is_read_only: false, .. }]));
 }
 
 fn attach_memory(backend: &mut Fake, id: u32, is_read_only: bool) -> FakeClient {
     let client = FakeClient::default();
     // The name of a real volume: it must not matter.
+    let signals = 1 << (id % 4);
     let attachment =
-        Attachment { id, volume: "vol0", is_read_only, pool: Region::default(), memory: 1 << 20 };
+        Attachment { id, signals, volume: "vol0", is_read_only, pool: Region::default(), memory: 1 << 20 };
     backend.attach(&attachment, client.clone()).unwrap();
     client.ask(Request::Open);
-    backend.poll();
+    backend.poll(ALL);
     client
 }
 
@@ -227,7 +271,7 @@ fn a_volume_in_memory_is_checked_and_answered_without_a_device() {
     });
     client.ask(Request::Flush { id: 3 });
     client.ask(Request::Open);
-    assert!(!backend.poll());
+    assert!(!backend.poll(ALL));
     let answers = client.answers();
     let ok = |id| done(id, Status::Ok);
     let bad = |id| done(id, Status::BadRequest);
@@ -250,7 +294,7 @@ fn volumes_in_memory_are_each_clients_own() {
         client.ask(transfer(5, Direction::Write, 0, 512));
     }
     device.ask(transfer(5, Direction::Write, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(first.answers(), [done(5, Status::Ok)]);
     assert_eq!(second.answers(), [done(5, Status::Ok)]);
     assert_eq!(reader.answers(), [done(5, Status::ReadOnly)]);
@@ -262,12 +306,12 @@ fn what_cannot_be_opened_is_refused_with_a_sentence() {
     let (mut flawed, _disk) = backend(Geometry { sectors: 7, sector_size: 4096, ..GEOMETRY }, 4);
     let client = attach(&mut flawed, 1, "vol0", false);
     client.ask(Request::Open);
-    flawed.poll();
+    flawed.poll(ALL);
     assert!(is_refused(&client.answers(), "smaller than one sector"));
     let client = attach(&mut flawed, 2, "vol9", false);
     client.ask(Request::Open);
     client.ask(Request::Flush { id: 0 });
-    flawed.poll();
+    flawed.poll(ALL);
     let answers = client.answers();
     assert!(is_refused(&answers[..1], "no volume"));
     assert_eq!(answers[1..], [done(0, Status::BadRequest)]);
@@ -275,12 +319,13 @@ fn what_cannot_be_opened_is_refused_with_a_sentence() {
     let (mut good, _disk) = backend(GEOMETRY, 4);
     let client = open(&mut good, 1);
     client.ask(Request::Open);
-    good.poll();
+    good.poll(ALL);
     assert!(is_refused(&client.answers(), "opened before"));
     let small_pool = Region { len: 4096, ..POOL };
-    let small = Attachment { id: 9, volume: "vol0", is_read_only: true, pool: small_pool, memory: 0 };
+    let small =
+        Attachment { id: 9, signals: 1, volume: "vol0", is_read_only: true, pool: small_pool, memory: 0 };
     assert!(good.attach(&small, FakeClient::default()).is_err());
-    let twice = Attachment { id: 1, volume: "vol0", is_read_only: true, pool: POOL, memory: 0 };
+    let twice = Attachment { id: 1, signals: 1, volume: "vol0", is_read_only: true, pool: POOL, memory: 0 };
     assert!(good.attach(&twice, FakeClient::default()).is_err());
     assert!(good.add_volume(FakeDisk::new("vol0", GEOMETRY, 1)).is_err());
 }
@@ -292,10 +337,10 @@ fn an_id_in_flight_is_refused_and_the_first_request_goes_on() {
     client.ask(transfer(7, Direction::Read, 0, 512));
     client.ask(transfer(7, Direction::Read, 0, 512));
     client.ask(transfer(32, Direction::Read, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers(), [done(7, Status::BadRequest), done(32, Status::BadRequest)]);
     disk.end(0, Outcome::Ok);
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers(), [done(7, Status::Ok)]);
 }
 
@@ -307,17 +352,17 @@ fn a_broken_ring_costs_only_its_own_channel() {
     client.ask(Request::Open);
     hostile.ask(transfer(0, Direction::Write, 0, 512));
     client.ask(transfer(0, Direction::Read, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     hostile.0.borrow_mut().is_broken = true;
     client.answers();
-    backend.poll();
+    backend.poll(ALL);
     disk.end(0, Outcome::Ok);
     disk.end(0, Outcome::Ok);
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers(), [done(0, Status::Ok)]);
     hostile.0.borrow_mut().is_broken = false;
     hostile.ask(transfer(1, Direction::Write, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     assert!(hostile.answers().is_empty() && disk.queued().is_empty());
     assert!(backend.detach(1) && !backend.detach(77));
     assert!(backend.take_detached().is_some());
@@ -332,7 +377,7 @@ fn a_client_that_never_takes_its_answers_is_dropped() {
         client.ask(transfer(99, Direction::Read, 0, 512));
     }
     client.ask(transfer(0, Direction::Read, 0, 512));
-    backend.poll();
+    backend.poll(ALL);
     assert_eq!(client.answers().len(), 3);
     assert!(disk.queued().is_empty());
 }
@@ -378,7 +423,7 @@ proptest! {
                 }
                 client.ask(request);
             }
-            backend.poll();
+            backend.poll(ALL);
             for response in client.answers() {
                 match response {
                     Response::Done { id, .. } => *answered.entry(id).or_insert(0) += 1,

@@ -8,15 +8,16 @@ use image_builder::{Progress, manifest};
 
 use crate::Error;
 use crate::bench::Setting;
-use crate::bench::goals::{Group, TABLE};
+use crate::bench::goals::{self, Group, table};
 use crate::bench::report::Figure;
 use crate::guest;
+use crate::machine::Machine;
 use crate::plan::ConfigFile;
 use crate::session::{Request, Session};
 
 /// The bench domains: `low` and `peer` share a priority, `high` is above both. `device` has the UART and
 /// `driver`, above it, the UART's interrupt; `device` runs when `low` is done.
-const SERVICES: &str = r#"
+pub const SERVICES: &str = r#"
 [[service]]
 name = "bench-high"
 program = "bench"
@@ -77,11 +78,11 @@ const SAMPLES: u64 = 64;
 
 /// A path and how often its value occurred among the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Path {
+pub struct Path {
     /// Kernel instructions.
-    value: u64,
+    pub value: u64,
     /// Of [`SAMPLES`].
-    times: u64,
+    pub times: u64,
 }
 
 /// Measures every path.
@@ -90,7 +91,8 @@ struct Path {
 /// The machine does not come up, or not in time, or an instruction does not take one tick.
 pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
     let Setting { timeout, progress, .. } = setting;
-    let paths = run(timeout, progress)?;
+    let lines = run(timeout, progress, false)?;
+    let paths: BTreeMap<String, Path> = lines.iter().filter_map(|line| parse(line)).collect();
     if paths.get("calibration").map(|path| path.value) != Some(0) {
         return Err(Error::Died("an instruction does not take one tick of the TSC".into()));
     }
@@ -101,11 +103,41 @@ pub fn measure(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
         }
         Ok(Figure::new(name, path.value))
     };
-    TABLE.iter().filter(|entry| entry.group == Group::Paths).map(|entry| figure(entry.name)).collect()
+    table().filter(|entry| entry.group == Group::Paths).map(|entry| figure(entry.name)).collect()
 }
 
-/// Boots the bench domains; by name.
-fn run(timeout: Duration, progress: Progress) -> Result<BTreeMap<String, Path>, Error> {
+/// Counts the expensive instructions of the paths, on a kernel that is built to count them: how many of a kind
+/// one turn takes, rounded.
+///
+/// # Errors
+/// As [`measure`].
+pub fn expensive(setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
+    let lines = run(setting.timeout, setting.progress, true)?;
+    let counts: Vec<(String, Vec<u64>)> = lines.iter().filter_map(|line| parse_counts(line)).collect();
+    if counts.is_empty() {
+        return Err(Error::Died("this kernel does not count expensive instructions".into()));
+    }
+    let of_path = |(path, counts): &(String, Vec<u64>)| -> Vec<Figure> {
+        let of_kind = |(kind, count): (&&str, &u64)| {
+            let entry = goals::entry(&format!("{path}-{kind}"))?;
+            Some(Figure::new(entry.name, *count))
+        };
+        goals::KINDS.iter().zip(counts).filter_map(of_kind).collect()
+    };
+    Ok(counts.iter().flat_map(of_path).collect())
+}
+
+/// Reads a line `counts NAME TURNS N ...`: how many of each kind one turn took.
+fn parse_counts(text: &str) -> Option<(String, Vec<u64>)> {
+    let mut words = text.strip_prefix("counts ")?.split(' ');
+    let name = words.next()?.to_owned();
+    let turns: u64 = words.next()?.parse().ok()?;
+    let each = |word: &str| (word.parse::<u64>().ok()? + turns / 2).checked_div(turns);
+    Some((name, words.map(each).collect::<Option<_>>()?))
+}
+
+/// Boots the bench domains; what they logged.
+fn run(timeout: Duration, progress: Progress, counts_expensive: bool) -> Result<Vec<String>, Error> {
     let files = guest::prepare(progress)?;
     let text =
         format!("name=\"bench-vmm\"\ntype=\"pvh\"\nkernel=\"{}\"\nmemory=64\n", files.kernel.display());
@@ -113,27 +145,40 @@ fn run(timeout: Duration, progress: Progress) -> Result<BTreeMap<String, Path>, 
     let mut request = Request::new(vec![ConfigFile { name: "bench.cfg".into(), text, dir }]);
     request.manifest = Some(("bench.toml".into(), format!("{}\n{SERVICES}", manifest::DEFAULT)));
     request.programs = [VMM, "bench"].map(program).to_vec();
+    if counts_expensive {
+        request.kernel_features.push("count-instructions".into());
+    }
     request.has_icount = true;
     request.qemu_args = ["-serial", "null"].map(str::to_owned).to_vec();
     request.progress = progress;
     let session = Session::prepare(&request)?;
     let machine = session.start(None)?;
-    let figures = machine.wait("the figures of the bench domains", timeout, |state| {
-        let done = state.log.iter().filter(|record| record.text == "figures done").count();
-        let figures = state.log.iter().filter_map(|record| parse(&record.text));
-        (done == 3).then(|| figures.collect())
-    })?;
+    let lines = wait_figures(&machine, 3, timeout)?;
     machine.quit(Duration::from_secs(60))?;
-    Ok(figures)
+    Ok(lines)
 }
 
-fn program(name: &str) -> Program {
+/// Waits until this many bench domains are through; all log lines.
+///
+/// # Errors
+/// Time is up, or the machine ended.
+pub fn wait_figures(machine: &Machine, domains: usize, timeout: Duration) -> Result<Vec<String>, Error> {
+    machine.wait("the figures of the bench domains", timeout, |state| {
+        let done = state.log.iter().filter(|record| record.text == "figures done").count();
+        (done == domains).then(|| state.log.iter().map(|record| record.text.clone()).collect())
+    })
+}
+
+/// The bench domain under this name.
+pub fn program(name: &str) -> Program {
     let origin = Origin::Workspace { package: "bench".into(), binary: "bench-domain".into() };
     Program { name: name.into(), origin, uses: None }
 }
 
-fn parse(text: &str) -> Option<(String, Path)> {
-    let mut words = text.strip_prefix("figure ")?.split(' ');
+/// Reads a line `figure NAME VALUE TIMES`, whatever stands before it.
+pub fn parse(text: &str) -> Option<(String, Path)> {
+    let (_, words) = text.split_once("figure ")?;
+    let mut words = words.split(' ');
     let name = words.next()?.to_owned();
     let value = words.next()?.parse().ok()?;
     Some((name, Path { value, times: words.next()?.parse().ok()? }))
@@ -149,6 +194,13 @@ mod tests {
         programs.push(program("bench"));
         let text = format!("{}\n{SERVICES}", manifest::DEFAULT);
         assert!(manifest::load("bench.toml", &text, &programs).is_ok());
+    }
+
+    #[test]
+    fn counts_are_per_turn() {
+        let parsed = parse_counts("counts round-trip 64 128 0 3 60");
+        assert_eq!(parsed, Some(("round-trip".into(), vec![2, 0, 0, 1])));
+        assert_eq!(parse_counts("counts round-trip 64 x"), None);
     }
 
     #[test]

@@ -62,8 +62,10 @@ pub struct Moment {
 pub fn write(dir: &Path, rows: &[Row], splits: &[Split], boot: &[Moment]) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::path(dir))?;
     let mut pictures = Vec::new();
-    if rows.iter().any(|row| row.peer.is_some()) {
-        pictures.push(("figures.svg", figures(rows)));
+    // Counts of single instructions are too small to be compared by length.
+    let compared: Vec<&Row> = rows.iter().filter(|row| row.peer.is_some() && row.unit != "times").collect();
+    if !compared.is_empty() {
+        pictures.push(("figures.svg", figures(&compared)));
     }
     // One scale for what costs hundreds of instructions, one for what costs thousands.
     let is_small = |split: &&Split| split.parts.iter().map(|part| part.1).sum::<u64>() < 2000;
@@ -75,6 +77,10 @@ pub fn write(dir: &Path, rows: &[Row], splits: &[Split], boot: &[Moment]) -> Res
         if !splits.is_empty() {
             pictures.push((name, split(title, &splits)));
         }
+    }
+    let growth: Vec<&Row> = rows.iter().filter(|row| row.group == "growth").collect();
+    if !growth.is_empty() {
+        pictures.push(("growth.svg", population(&growth)));
     }
     if !boot.is_empty() {
         pictures.push(("boot.svg", timeline(boot)));
@@ -137,8 +143,8 @@ fn row_y(index: usize) -> i32 {
 }
 
 /// Each figure's cost as a part of the best peer's; for throughput the cost is its inverse.
-fn figures(rows: &[Row]) -> Picture {
-    let rows: Vec<(&Row, u64)> = rows.iter().filter_map(|row| Some((row, row.peer?))).collect();
+fn figures(rows: &[&Row]) -> Picture {
+    let rows: Vec<(&Row, u64)> = rows.iter().filter_map(|row| Some((*row, row.peer?))).collect();
     let height = row_y(rows.len()) + 10;
     let cost = |row: &Row, value: u64, peer: u64| {
         let (value, peer) = (value.max(1) as f64, peer.max(1) as f64);
@@ -205,38 +211,63 @@ fn split(title: &str, splits: &[&Split]) -> Picture {
     })
 }
 
-/// What happened, in its order, each with its place on the common scale.
+/// What a figure costs beside more and more, each figure on its own scale: bars of one length are flat.
+fn population(rows: &[&Row]) -> Picture {
+    // `round-trip-beside-10-domains`: the figure, and the crowd without its number.
+    let family = |row: &Row| -> String {
+        row.name.split('-').filter(|word| word.parse::<u32>().is_err()).collect::<Vec<_>>().join("-")
+    };
+    picture("Cost in a fuller system (each figure on its own scale)", row_y(rows.len()) + 10, |area| {
+        let mut family_before = String::new();
+        let mut colour = 0;
+        for (index, row) in rows.iter().enumerate() {
+            let (y, own) = (row_y(index), family(row));
+            if own != family_before {
+                colour = (colour + 1) % 2;
+                family_before = own.clone();
+            }
+            let largest = rows.iter().filter(|other| family(other) == own).map(|other| other.value).max();
+            let part = row.value as f64 / largest.unwrap_or(1).max(1) as f64;
+            text(area, &row.name, (LEFT - 10, y), 12, HPos::Right)?;
+            bar(area, y, 14, (0.0, part), PARTS.get(colour).copied().unwrap_or(INK))?;
+            text(area, &grouped(row.value), (x(part) + 8, y), 12, HPos::Left)?;
+        }
+        Ok(())
+    })
+}
+
+/// What happened, in its order, each with its place on the common scale. A last step that takes longer than all
+/// others, as a guest's own boot does, goes beyond the scale.
 fn timeline(boot: &[Moment]) -> Picture {
     let mut moments: Vec<&Moment> = boot.iter().collect();
     moments.sort_by_key(|moment| moment.micros);
-    let end = moments.last().map_or(1, |moment| moment.micros.max(1)) as f64;
-    picture(
-        "From reset to the guest's init, ms (1 ms = 1 000 000 instructions)",
-        row_y(moments.len()) + 10,
-        |area| {
-            let mut before = 0;
-            for (index, moment) in moments.iter().enumerate() {
-                let y = row_y(index);
-                let (from, to) = (before as f64 / end, moment.micros as f64 / end);
-                text(
-                    area,
-                    &format!("{:.2}", moment.micros as f64 / 1000.0),
-                    (LEFT - 10, y),
-                    13,
-                    HPos::Right,
-                )?;
+    let end = match moments[..] {
+        [.., before, last] if last.micros > 2 * before.micros && before.micros > 0 => before.micros,
+        _ => moments.last().map_or(1, |moment| moment.micros.max(1)),
+    };
+    let place = |micros: u64| micros as f64 / end as f64;
+    let height = row_y(moments.len()) + 10;
+    picture("From reset to the guest's init, ms (1 ms = 1 000 000 instructions)", height, |area| {
+        let mut before = 0;
+        for (index, moment) in moments.iter().enumerate() {
+            let y = row_y(index);
+            let (from, to) = (place(before), place(moment.micros));
+            let took = format!("{} (+{:.2})", moment.what, (moment.micros - before) as f64 / 1000.0);
+            text(area, &format!("{:.2}", moment.micros as f64 / 1000.0), (LEFT - 10, y), 13, HPos::Right)?;
+            if to > 1.0 {
+                bar(area, y, 14, (0.0, 1.0), PEER)?;
+                text(area, &format!("{took}, beyond this scale"), (LEFT + 8, y), 12, HPos::Left)?;
+            } else {
                 bar(area, y, 14, (from, to), PARTS[0])?;
                 mark(area, y, to, INK)?;
-                // Beside the mark, on the side that has room.
-                let (place, anchor) =
-                    if to < 0.5 { (x(to) + 8, HPos::Left) } else { (x(from) - 8, HPos::Right) };
-                let took = (moment.micros - before) as f64 / 1000.0;
-                text(area, &format!("{} (+{took:.2})", moment.what), (place, y), 12, anchor)?;
-                before = moment.micros;
+                // Beside the bar, on the side that has room.
+                let (at, side) = if to < 0.7 { (x(to) + 8, HPos::Left) } else { (x(from) - 8, HPos::Right) };
+                text(area, &took, (at, y), 12, side)?;
             }
-            Ok(())
-        },
-    )
+            before = moment.micros;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -268,6 +299,7 @@ mod tests {
         // In the order of time, and text cannot break out of its element.
         let boot = read("boot.svg");
         assert!(boot.find("services").unwrap() < boot.find("starts").unwrap());
+        assert!(boot.contains("beyond this scale"));
         assert!(boot.contains("&lt;starts&gt;") && boot.contains("(+52.00)"), "{boot}");
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::Error;
-use crate::bench::goals::{self, Entry, Group, TABLE};
+use crate::bench::goals::{self, Entry, Group, table};
 
 /// Everything that has a promise and does not take long: what the test of the promises runs.
 pub const QUICK: &str = "quick";
@@ -23,15 +23,15 @@ impl Selection {
         let mut names = BTreeSet::new();
         let mut add = |wanted: &dyn Fn(&Entry) -> bool| {
             let before = names.len();
-            names.extend(TABLE.iter().filter(|entry| wanted(entry)).map(|entry| entry.name));
-            names.len() > before || TABLE.iter().any(wanted)
+            names.extend(table().filter(|entry| wanted(entry)).map(|entry| entry.name));
+            names.len() > before || table().any(wanted)
         };
         if words.is_empty() {
             add(&|entry| entry.group != Group::Growth);
         }
         for word in words.iter().map(AsRef::as_ref) {
             let is_known = match word {
-                QUICK => add(&|entry| entry.promise.is_some() && entry.group != Group::Growth),
+                QUICK => add(&|entry| entry.promise.is_some()),
                 _ => add(&|entry| entry.name == word || entry.group.name() == word),
             };
             if !is_known {
@@ -56,6 +56,11 @@ impl Selection {
         self.names.iter().any(|name| goals::entry(name).is_some_and(|entry| entry.group == group))
     }
 
+    /// Whether any row whose name ends so is.
+    pub fn has_end(&self, end: &str) -> bool {
+        self.names.iter().any(|name| name.ends_with(end))
+    }
+
     /// Whether any of the groups is.
     pub fn has_any(&self, groups: &[Group]) -> bool {
         groups.iter().any(|group| self.has_group(*group))
@@ -68,7 +73,7 @@ fn unknown(word: &str) -> String {
          promise; nothing: all but growth):"
     );
     for group in Group::ALL {
-        let names: Vec<&str> = TABLE.iter().filter(|e| e.group == group).map(|e| e.name).collect();
+        let names: Vec<&str> = table().filter(|e| e.group == group).map(|e| e.name).collect();
         text.push_str(&format!("\n  {:<8}{}", group.name(), names.join(" ")));
     }
     text

@@ -3,7 +3,7 @@
 use image_builder::elf;
 
 use crate::Error;
-use crate::bench::goals::TABLE;
+use crate::bench::goals::table;
 use crate::bench::report::Figure;
 use crate::session::Session;
 
@@ -22,7 +22,7 @@ pub fn measure(session: &Session) -> Result<Vec<Figure>, Error> {
     let mut figures = vec![Figure::new("size-kernel", stripped.len() as u64), Figure::new("size-init", init)];
     for entry in &layout.entries {
         let Some(service) = entry.name.strip_prefix("services/") else { continue };
-        let row = TABLE.iter().find(|row| row.name.strip_prefix("size-") == Some(service));
+        let row = table().find(|row| row.name.strip_prefix("size-") == Some(service));
         figures.extend(row.map(|row| Figure::new(row.name, entry.len)));
     }
     Ok(figures)

@@ -28,6 +28,8 @@ use work::{Source, Work};
 const REPEAT: u32 = 3;
 /// Size of the disk.
 const DISK_MIB: u64 = 64;
+/// That disk, in memory.
+pub const MEMORY_DISK: &str = "ram:64M,xvda,w";
 /// Adds the station to the system; below the workspace's root.
 const STATION: &str = "tests/peer/manifest.toml";
 /// How long the end of a machine may take.
@@ -105,9 +107,7 @@ fn in_memory(
     setting: Setting<'_>,
     measured: &mut Measured,
 ) -> Result<(), Error> {
-    let path = workspace_root().join(STATION);
-    let text = std::fs::read_to_string(&path).map_err(Error::path(&path))?;
-    let bench = Bench::start(&format!("ram:{DISK_MIB}M,xvda,w"), Some((STATION.to_owned(), text)), setting)?;
+    let bench = Bench::start(MEMORY_DISK, Some((STATION.to_owned(), station()?)), setting)?;
     let mut shell = bench.shell()?;
     for (up, sources) in [(DISK_UP, blk), (NET_UP, net)] {
         if sources.is_empty() {
@@ -120,6 +120,26 @@ fn in_memory(
         }
     }
     bench.end()
+}
+
+/// The manifest's addition with the station.
+///
+/// # Errors
+/// It cannot be read.
+pub fn station() -> Result<String, Error> {
+    let path = workspace_root().join(STATION);
+    std::fs::read_to_string(&path).map_err(Error::path(&path))
+}
+
+/// Waits until a guest with a disk in memory, in a system with the station, can use disk and network.
+///
+/// # Errors
+/// They do not come up in time.
+pub fn await_devices(shell: &mut Guest<'_>, timeout: Duration) -> Result<(), Error> {
+    for up in [DISK_UP, NET_UP] {
+        command(shell, up, timeout)?;
+    }
+    Ok(())
 }
 
 /// A machine with the guest.

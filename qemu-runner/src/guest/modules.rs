@@ -133,6 +133,17 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_needed_stays_and_in_its_order() {
+        let module = |name: &str| Module { name: format!("{name}.ko"), content: Vec::new() };
+        let all = ["jbd2", "xen-blkfront", "xen-netfront"].map(module).to_vec();
+        let found = needed(all, &["xen_netfront", "xen-blkfront"]);
+        assert_eq!(
+            found.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
+            ["xen-blkfront.ko", "xen-netfront.ko"]
+        );
+    }
+
+    #[test]
     fn a_missing_module_is_named() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("kernel/fs")).unwrap();

@@ -1,7 +1,7 @@
 //! The probe for the standard guest: `tests/probe`, compiled for the host's own target and linked statically.
 //!
-//! The guest's initial RAM disk has no C library. Rust's host target can bring glibc's static one along (Debian has
-//! it in libc6-dev, which gcc depends on), so nothing beyond what builds this tool is needed.
+//! The guest's initial RAM disk has no C library. Rust's host target can bring glibc's static one along, which Debian
+//! has in libc6-dev; no Rust program can be linked without that package, so nothing further is needed.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -18,11 +18,13 @@ use crate::plan::ConfigFile;
 
 /// Name of the guest.
 pub const NAME: &str = "standard";
+
 /// Drivers that it loads.
 const MODULES: [&str; 2] = ["xen-blkfront", "xen-netfront"];
 /// Programs of busybox that its init uses.
 const APPLETS: [&str; 10] =
     ["cat", "cttyhack", "cut", "insmod", "ip", "mount", "poweroff", "setsid", "sh", "sleep"];
+
 /// Its init, and what it says first. The clock is read as early as in the peers' guests: their init had read the
 /// uptime with two programs before, so this one does.
 const INIT: &str = r#"#!/bin/sh

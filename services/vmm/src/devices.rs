@@ -226,6 +226,19 @@ impl Devices {
         }
     }
 
+    /// Serves the devices that put something off, if the guest waits or the time has come; before
+    /// [`Self::settle`].
+    #[inline]
+    pub fn catch_up(&mut self, guest: &mut Guest, waits: bool) {
+        for number in bits(guest.take_put_off(waits)) {
+            self.stir(1 << number);
+            self.stay_awake(number);
+            if let Found::Disk(disk) = self.find(number) {
+                disk.catch_up(guest);
+            }
+        }
+    }
+
     /// Serves until nothing is left to do: see the invariant above.
     #[inline]
     pub fn settle(&mut self, guest: &mut Guest) {
@@ -240,7 +253,10 @@ impl Devices {
         self.stir(kicks);
         for number in bits(kicks) {
             self.stay_awake(number);
-            self.service(guest, number);
+            match self.find(number) {
+                Found::Disk(disk) => disk.kicked(guest),
+                _ => self.service(guest, number),
+            }
         }
         for number in bits(self.all & !(self.armed | self.blocked)) {
             match self.prepare_sleep(number) {
@@ -316,11 +332,13 @@ impl Devices {
         let sectors = alloc::format!("{sectors}");
         let sector_size = alloc::format!("{sector_size}");
         let info = alloc::format!("{}", if is_read_only { READ_ONLY } else { 0 });
-        let nodes: [(&str, &str); 4] = [
+        let segments = alloc::format!("{}", blk::request::SEGMENTS_MAX);
+        let nodes: [(&str, &str); 5] = [
             ("sectors", &sectors),
             ("sector-size", &sector_size),
             ("info", &info),
             ("feature-flush-cache", if has_cache { "1" } else { "0" }),
+            ("feature-max-indirect-segments", &segments),
         ];
         self.store.backend.connected(handshake, &nodes);
     }

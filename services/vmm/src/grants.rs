@@ -2,7 +2,8 @@
 //!
 //! The guest writes the entries at any time: an entry is read and marked in one atomic exchange of its
 //! flags and domain ID, and the frame number is read after that. A grant is in use only while a
-//! [`Granted`] value exists; the holder gives it back with [`GrantTable::release`].
+//! [`Granted`] value exists; the holder gives it back with [`GrantTable::release`]. For a copy that ends
+//! before the guest learns of its end, [`GrantTable::page`] reads the entry once and marks nothing.
 //! Source: Xen public/grant_table.h.
 
 use crate::loader::place::special;
@@ -60,6 +61,15 @@ impl Default for GrantTable {
     }
 }
 
+/// Whether an entry with these flags and this domain ID allows it.
+#[inline]
+fn allows(header: u32, want: Want) -> bool {
+    let (flags, domid) = (header as u16, (header >> 16) as u16);
+    flags & TYPE_MASK == PERMIT_ACCESS
+        && domid == BACKEND_DOMID
+        && (want == Want::Read || flags & READ_ONLY == 0)
+}
+
 impl GrantTable {
     /// Frames in use.
     pub fn frames(&self) -> u32 {
@@ -90,11 +100,7 @@ impl GrantTable {
         // The guest may change the entry meanwhile; a bounded number of attempts is plenty for an honest one.
         for _ in 0..4 {
             let header = entry.u32(offset);
-            let (flags, domid) = (header as u16, (header >> 16) as u16);
-            let is_allowed = flags & TYPE_MASK == PERMIT_ACCESS
-                && domid == BACKEND_DOMID
-                && (want == Want::Read || flags & READ_ONLY == 0);
-            if !is_allowed {
+            if !allows(header, want) {
                 return Err(BadGrant);
             }
             if entry.replace_u32(offset, header, header | u32::from(marks)) {
@@ -107,6 +113,24 @@ impl GrantTable {
             }
         }
         Err(BadGrant)
+    }
+
+    /// The page that a grant allows to use now, for copies that are made before the guest gets the answer
+    /// that ends the grant's use. The entry is read in one access, so its parts belong together.
+    ///
+    /// # Errors
+    /// [`BadGrant`].
+    #[inline]
+    pub fn page(&self, memory: &GuestMemory, grant: GrantRef, want: Want) -> Result<Page, BadGrant> {
+        if grant.0 / PER_FRAME >= self.frames {
+            return Err(BadGrant);
+        }
+        let entries = memory.special(special::GRANTS + (grant.0 / PER_FRAME) as usize).ok_or(BadGrant)?;
+        let entry = entries.u64((grant.0 % PER_FRAME) as usize * 8);
+        if !allows(entry as u32, want) {
+            return Err(BadGrant);
+        }
+        memory.page(Gfn(entry >> 32)).ok_or(BadGrant)
     }
 
     /// Ends the use of a granted page.
@@ -152,7 +176,11 @@ pub mod tests {
     fn what_was_not_granted_is_refused() {
         let memory = fake(4);
         let table = GrantTable::default();
-        let acquire = |grant, want| table.acquire(&memory, GrantRef(grant), want).map(|_| ());
+        let acquire = |grant, want| {
+            let for_copy = table.page(&memory, GrantRef(grant), want).map(|_| ());
+            assert_eq!(for_copy, table.acquire(&memory, GrantRef(grant), want).map(|_| ()));
+            for_copy
+        };
         assert_eq!(acquire(8, Want::Read), Err(BadGrant));
         permit(&memory, 8, 2, true);
         assert_eq!(acquire(8, Want::Read), Ok(()));
@@ -165,6 +193,15 @@ pub mod tests {
         assert_eq!(acquire(10, Want::Read), Err(BadGrant), "granted to another domain");
         assert_eq!(acquire(512, Want::Read), Err(BadGrant), "beyond the table's only frame");
         assert_eq!(acquire(u32::MAX, Want::Read), Err(BadGrant));
+    }
+
+    #[test]
+    fn a_grant_for_a_copy_leaves_no_mark() {
+        let memory = fake(4);
+        let table = GrantTable::default();
+        permit(&memory, 8, 2, false);
+        table.page(&memory, GrantRef(8), Want::Write).unwrap().set_u64(8, 7);
+        assert_eq!((memory.page(Gfn(2)).unwrap().u64(8), flags(&memory, 8)), (7, 1));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use proto::text::Text;
 use proto::toolstack::EndReason;
+use rt::time;
 
 use crate::apic::Apic;
 use crate::clock::Clock;
@@ -16,6 +17,9 @@ use crate::grants::GrantTable;
 use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
+
+/// How long a device may put off what the guest asked for.
+const PUT_OFF_NS: u64 = 50_000;
 
 /// What the VMM needs of the kernel and the processor.
 pub trait Platform {
@@ -71,6 +75,8 @@ pub struct Guest {
     pub console_port: Port,
     /// The store's port.
     pub store_port: Port,
+    /// What devices put off.
+    put_off: PutOff,
     /// What the guest wrote to the console before it had a console ring.
     pub early_output: heapless::Deque<u8, 1024>,
     /// Bounds what the guest can make the log say.
@@ -79,6 +85,15 @@ pub struct Guest {
     pub domid: u32,
     /// UUID.
     pub uuid: [u8; 16],
+}
+
+/// Devices that let the guest go on before they serve it, so that it can ask for more.
+#[derive(Debug, Default)]
+struct PutOff {
+    /// By number.
+    devices: u64,
+    /// TSC at which they serve it at the latest.
+    due: u64,
 }
 
 /// Why a guest's machine cannot be set up.
@@ -109,6 +124,7 @@ impl Guest {
             callback: None,
             console_port,
             store_port,
+            put_off: PutOff::default(),
             early_output: heapless::Deque::new(),
             odd: Limiter::default(),
             domid,
@@ -127,6 +143,30 @@ impl Guest {
         if let Some(page) = self.special(special::SHARED_INFO) {
             clock.write_wall_clock(&page, wall_ns);
         }
+    }
+
+    /// Has the device serve the guest when it waits, and soon in any case.
+    pub fn put_off(&mut self, device: u8) {
+        if self.put_off.devices == 0 {
+            let now = time::tsc();
+            self.put_off.due = self.clock.tsc(self.clock.ns(now) + PUT_OFF_NS);
+        }
+        self.put_off.devices |= 1 << device;
+    }
+
+    /// Takes the devices that have put something off, if the guest waits or the time has come.
+    #[inline]
+    pub fn take_put_off(&mut self, waits: bool) -> u64 {
+        if self.put_off.devices == 0 || !(waits || time::tsc() >= self.put_off.due) {
+            return 0;
+        }
+        core::mem::take(&mut self.put_off.devices)
+    }
+
+    /// The TSC at which [`Self::take_put_off`] has something, or 0.
+    #[inline]
+    pub fn put_off_until(&self) -> u64 {
+        if self.put_off.devices == 0 { 0 } else { self.put_off.due }
     }
 
     /// A special frame.
@@ -342,16 +382,15 @@ impl<P: Platform> Machine<P> {
             && !vcpu.has_news
     }
 
-    /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`] next; 0: never.
+    /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`], or a device its turn; 0: never.
     #[inline]
     pub fn deadline(&self, vcpu: &Vcpu) -> u64 {
-        match vcpu.wait {
-            Wait::Poll { until_ns, .. } if until_ns != 0 => {
-                let poll = self.guest.clock.tsc(until_ns);
-                if vcpu.timer == 0 { poll } else { poll.min(vcpu.timer) }
-            }
-            _ => vcpu.timer,
-        }
+        let earlier = |a: u64, b: u64| if a == 0 || b == 0 { a | b } else { a.min(b) };
+        let poll = match vcpu.wait {
+            Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
+            _ => 0,
+        };
+        earlier(earlier(vcpu.timer, poll), self.guest.put_off_until())
     }
 }
 

@@ -326,6 +326,7 @@ impl Vmm {
     /// Runs the vCPU until signals come or the phase changes; the signals.
     fn run_guest(&mut self) -> u64 {
         loop {
+            self.devices.catch_up(&mut self.machine.guest, self.vcpu.wait != Wait::None);
             self.devices.settle(&mut self.machine.guest);
             if self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu) {
                 if self.machine.guest.events.later != 0 {

@@ -4,7 +4,7 @@ use proto::abi::{Slot, Syscall};
 use proto::channel::{ChannelInfo, ChannelKind};
 
 use crate::stamps::{self, Board, CALL_OWN};
-use crate::{figure, finish, ready};
+use crate::{delay, figure, finish, ready};
 
 /// A system call number that does not exist.
 const NO_CALL: u64 = 63;
@@ -46,13 +46,14 @@ pub fn high(env: &rt::Env) -> ! {
 }
 
 /// Waits for the first of some signals.
-fn wait_for(event: Slot, signals: u64) {
+pub fn wait_for(event: Slot, signals: u64) {
     while rt::sys::event_wait(event).is_ok_and(|taken| taken & signals == 0) {}
 }
 
 /// Takes the samples.
 pub fn low(env: &rt::Env) -> ! {
     let supervisor = ready(env);
+    delay(env);
     let event = env.info.event;
     let (peer, high) = (partner(env, "bench-peer"), partner(env, "bench-high"));
     let call = |number: Syscall, first: Slot, second: Slot| {
@@ -89,6 +90,7 @@ pub fn low(env: &rt::Env) -> ! {
 /// Lets the device interrupt.
 pub fn device(env: &rt::Env) -> ! {
     let supervisor = ready(env);
+    delay(env);
     let driver = partner(env, "bench-driver");
     let _started = rt::sys::event_signal(driver.signal);
     let board = board(driver);

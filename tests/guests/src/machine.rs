@@ -198,6 +198,14 @@ pub fn spin() -> ! {
     unsafe { asm!("cli", "22: jmp 22b", options(noreturn)) }
 }
 
+/// Sleeps for ever with interrupts on: an idle guest.
+pub fn idle() -> ! {
+    loop {
+        // SAFETY: touches nothing; nothing was set up that could interrupt.
+        unsafe { asm!("sti", "hlt") }
+    }
+}
+
 /// Halts for good, which powers the guest off.
 pub fn halt() -> ! {
     loop {

@@ -116,6 +116,8 @@ fn run(mode: &str, random: &mut Random) -> ! {
             1
         }
         "spin" => machine::spin(),
+        // For the bench: takes memory and a VMM, and does nothing.
+        "idle" => machine::idle(),
         _ => 0,
     };
     done(mode, count)

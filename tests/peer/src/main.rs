@@ -59,7 +59,7 @@ fn main(env: rt::Env) -> ! {
         station.poll(now_ns);
         let port = station.port();
         if was_opening {
-            was_opening = *port.state() == State::Opening;
+            was_opening = port.state() == State::Opening;
             if let State::Closed(reason) = port.state() {
                 log::error!("netback refuses the interface: {reason}");
             }

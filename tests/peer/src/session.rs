@@ -33,11 +33,13 @@ pub struct Session {
     request: [u8; REQUEST],
     /// Bytes of the request that are there.
     filled: usize,
+    /// Bytes of any content that were queued last, one after the other.
+    filler: u64,
 }
 
 impl Default for Session {
     fn default() -> Self {
-        Self { work: Work::Request, request: [0; REQUEST], filled: 0 }
+        Self { work: Work::Request, request: [0; REQUEST], filled: 0, filler: 0 }
     }
 }
 
@@ -53,6 +55,16 @@ impl Session {
         if socket.state() == State::CloseWait && self.needs_input() && !socket.can_recv() {
             socket.close();
         }
+    }
+
+    /// Whether the next `len` bytes of the client are thrown away, whatever they are.
+    pub fn discards(&self, len: usize) -> bool {
+        matches!(self.work, Work::Take(left) if left >= len as u64)
+    }
+
+    /// Whether everything that is on its way to the client may have any content.
+    pub fn sends_filler(&self, socket: &Socket<'_>) -> bool {
+        socket.send_queue() as u64 <= self.filler
     }
 
     /// Whether the client has to send something first.
@@ -92,6 +104,7 @@ impl Session {
                 taken > 0
             }
             Work::Confirm => {
+                self.filler = 0;
                 let is_sent = socket.send_slice(b"k") == Ok(1);
                 is_sent && self.next(Work::Request)
             }
@@ -100,6 +113,7 @@ impl Session {
                 // Whatever the buffer holds is as good as anything else.
                 let given = socket.send(|bytes| (part(bytes.len(), left), part(bytes.len(), left)));
                 let given = given.unwrap_or(0);
+                self.filler = self.filler.saturating_add(given as u64);
                 self.work = Work::Give(left.saturating_sub(given as u64));
                 given > 0
             }
@@ -115,6 +129,7 @@ impl Session {
                     (len, len)
                 });
                 let echoed = received.unwrap_or(0);
+                self.filler = 0;
                 // There is room for them; a connection that the client broke off answers nothing.
                 let _sent = socket.send_slice(buffer.get(..echoed).unwrap_or_default());
                 self.work = Work::Echo(left.saturating_sub(echoed as u64));

@@ -60,6 +60,15 @@ struct Connection {
     session: Session,
 }
 
+/// What was found out about the connections.
+#[derive(Debug)]
+struct Served {
+    /// Some are over, but for their last segment.
+    has_ended: bool,
+    /// What all of them send may have any content.
+    is_filler: bool,
+}
+
 /// The station.
 pub struct Station<L: Link> {
     port: Port<L>,
@@ -125,6 +134,9 @@ impl<L: Link> Station<L> {
     pub fn poll(&mut self, now_ns: u64) {
         let now = instant(now_ns);
         self.port.take_messages();
+        // No more than a window full can be accepted.
+        let mut connections = self.connections.iter();
+        self.port.set_discarding(connections.all(|connection| connection.session.discards(BUFFER)));
         loop {
             let received = self.interface.poll_ingress_single(now, &mut self.port, &mut self.sockets);
             if received == PollIngressSingleResult::None {
@@ -132,7 +144,9 @@ impl<L: Link> Station<L> {
             }
             self.accept();
         }
-        let has_ended = self.serve();
+        self.port.give_back();
+        let Served { has_ended, is_filler } = self.serve();
+        self.port.set_filler(is_filler);
         loop {
             let sent = self.interface.poll_egress(now, &mut self.port, &mut self.sockets);
             // One frame of each connection is sent at a time; after a short one there is no other.
@@ -140,6 +154,8 @@ impl<L: Link> Station<L> {
                 break;
             }
         }
+        // What answers a received frame at once is sent as it is.
+        self.port.set_filler(false);
         if has_ended {
             self.clear();
             self.listen();
@@ -179,9 +195,9 @@ impl<L: Link> Station<L> {
         }
     }
 
-    /// Answers on every connection; `true`: some are over, but for their last segment.
-    fn serve(&mut self) -> bool {
-        let mut has_ended = false;
+    /// Answers on every connection.
+    fn serve(&mut self) -> Served {
+        let mut served = Served { has_ended: false, is_filler: true };
         for Connection { socket, service, session } in &mut self.connections {
             let socket = self.sockets.get_mut::<Socket<'_>>(*socket);
             if matches!(socket.state(), State::Established | State::CloseWait) {
@@ -191,9 +207,10 @@ impl<L: Link> Station<L> {
                     session.advance(socket);
                 }
             }
-            has_ended |= is_over(socket.state());
+            served.has_ended |= is_over(socket.state());
+            served.is_filler &= session.sends_filler(socket);
         }
-        has_ended
+        served
     }
 
     /// Lays the sockets of the connections that are over aside.

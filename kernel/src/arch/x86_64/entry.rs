@@ -79,6 +79,7 @@ pub fn set_traced(is_traced: bool) {
     let entry = if is_traced { syscall_entry_traced as *const () } else { syscall_entry as *const () };
     counting::count(SystemField::MsrWrites);
     LStar::write(VirtAddr::new(entry as u64));
+    guest::save_host(this_cpu());
 }
 
 /// Sets up `syscall` and `sysret`.
@@ -217,6 +218,15 @@ extern "C" fn event_signal_and_wait_fast(signal: u64, wait: u64, _: u64, _: u64,
 }
 
 extern "C" fn vcpu_run(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
+    run::<false>(vcpu, event)
+}
+
+extern "C" fn vcpu_run_traced(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
+    run::<true>(vcpu, event)
+}
+
+#[inline(always)]
+fn run<const MAY_BE_TRACED: bool>(vcpu: u64, event: u64) -> Returned {
     let caller = caller();
     let Some((vcpu, vm, target)) = fast::vcpu_run(caller, vcpu, event) else {
         return refuse_vcpu_run(vcpu, event);
@@ -225,12 +235,10 @@ extern "C" fn vcpu_run(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) ->
     if target.is_pending() {
         return Returned { status: 0, value: target.take() };
     }
+    if MAY_BE_TRACED {
+        this_cpu().note(Kind::VmEntry, vcpu.context.rip(), 0);
+    }
     guest::enter(this_cpu(), vcpu, vm)
-}
-
-extern "C" fn vcpu_run_traced(vcpu: u64, event: u64, _: u64, _: u64, _: u64, _: u64) -> Returned {
-    this_cpu().note(Kind::VmEntry, vcpu, 0);
-    vcpu_run(vcpu, event, 0, 0, 0, 0)
 }
 
 #[cold]
@@ -250,7 +258,7 @@ extern "C" fn vcpu_continued() -> ! {
     if event.is_pending() {
         return_from_syscall(thread, 0, event.take())
     }
-    cpu.note(Kind::VmEntry, 0, 0);
+    cpu.note(Kind::VmEntry, vcpu.context.rip(), 0);
     guest::enter(cpu, vcpu, vm)
 }
 

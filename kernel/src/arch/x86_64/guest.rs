@@ -84,11 +84,11 @@ pub fn init(cpu: &'static Cpu, ram: &mut Ram<'_>) {
         }
         Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
         Msr::new(VM_HSAVE_PA).write(host_save.phys().0);
-        asm!("vmsave rax", in("rax") host_vmcb.phys().0, options(nostack, preserves_flags));
     }
     IO_MAP.store(io_map.phys().0, Ordering::Relaxed);
     MSR_MAP.store(msr_map.phys().0, Ordering::Relaxed);
     cpu.arch.host_vmcb.set(host_vmcb.phys().0);
+    save_host(cpu);
     cpu.arch.asids.limit.set(svm.ebx.max(2));
     if __cpuid(1).ecx & 1 << 26 != 0 {
         let sizes = __cpuid_count(0xd, 0);
@@ -97,6 +97,17 @@ pub fn init(cpu: &'static Cpu, ram: &mut Ram<'_>) {
         XCR0_MASK.store(if sizes.ecx <= 4096 { all } else { all & 0b111 }, Ordering::Relaxed);
     }
     AVAILABLE.store(true, Ordering::Relaxed);
+}
+
+/// Saves what VMLOAD brings back after a guest: FS, GS, TR, and the MSRs of system calls. Again whenever one of
+/// them changes.
+pub fn save_host(cpu: &Cpu) {
+    let block = cpu.arch.host_vmcb.get();
+    if block != 0 {
+        counting::count(SystemField::VmSaveLoads);
+        // SAFETY: SVM is enabled, and the frame is this CPU's for that.
+        unsafe { asm!("vmsave rax", in("rax") block, options(nostack, preserves_flags)) };
+    }
 }
 
 /// Address space identifiers of a CPU: handed out in order; when they run out, everything is flushed and
@@ -183,6 +194,12 @@ impl GuestContext {
             xcr0: Cell::new(1),
             debug: [const { Cell::new(0) }; 4],
         })
+    }
+
+    /// Where the guest goes on, as its VMM says.
+    pub fn rip(&self) -> u64 {
+        // SAFETY: the state page is a frame pinned for this vCPU.
+        unsafe { (&raw const (*self.state).rip).read_volatile() }
     }
 
     /// Before destruction: no CPU holds its state any more.

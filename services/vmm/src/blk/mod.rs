@@ -7,11 +7,15 @@
 //! move between guest and volume directly, and blkback only says whether they may.
 
 pub mod extents;
+pub mod pace;
 pub mod request;
 
+use alloc::vec::Vec;
+
 use proto::blk::{self, Blk, Direction, IN_FLIGHT_MAX, Request, Response};
-use proto::text::Text;
+use proto::counters;
 use rt::channel::{Client, SendError};
+use rt::counters::{add, inc};
 use rt::pool::Pool;
 
 use crate::devices::{Sleep, sleep};
@@ -20,7 +24,8 @@ use crate::front_ring::{BrokenRing, FrontRing};
 use crate::grants::{BadGrant, GrantRef, Want};
 use crate::machine::Guest;
 use extents::{Extent, Extents};
-use request::{Operation, Status, Tag, Transfer};
+use pace::Pace;
+use request::{Operation, SEGMENTS_MAX, Segment, Status, Tag};
 
 /// What blkback said about the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,20 +48,42 @@ pub enum Backing {
     /// It can.
     Open(Volume),
     /// It cannot, for a reason.
-    Refused(Text<160>),
+    Refused(blk::Refusal),
 }
 
 /// A request of the guest that has no answer yet.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Flight {
     tag: Tag,
     operation: Operation,
+    sector: u64,
+    /// Bytes.
+    len: u32,
+    /// Segments in use.
+    count: usize,
     /// Held while blkback works on it.
     extent: Option<Extent>,
-    is_sent: bool,
     /// The frontend that asked is gone: nobody wants the answer.
     is_orphan: bool,
+    segments: [Segment; SEGMENTS_MAX],
 }
+
+impl Flight {
+    const NONE: Self = Self {
+        tag: Tag { id: 0, op: 0 },
+        operation: Operation::Flush,
+        sector: 0,
+        len: 0,
+        count: 0,
+        extent: None,
+        is_orphan: false,
+        segments: [Segment::NONE; SEGMENTS_MAX],
+    };
+}
+
+/// All flights, one bit each.
+const ALL: u32 = u32::MAX;
+const _: () = assert!(IN_FLIGHT_MAX == u32::BITS as usize);
 
 #[derive(Debug)]
 struct Front {
@@ -74,14 +101,17 @@ pub struct Disk {
     device: u8,
     link: Option<Client<Blk>>,
     pool: Pool,
+    /// The pool is the volume.
+    is_in_memory: bool,
     extents: Extents,
     backing: Backing,
     front: Option<Front>,
-    flights: [Option<Flight>; IN_FLIGHT_MAX],
-    /// Some request could not be sent yet.
-    has_unsent: bool,
-    /// The pool is the volume.
-    is_in_memory: bool,
+    /// [`IN_FLIGHT_MAX`] of them; what is in those that `free` names has no meaning.
+    flights: Vec<Flight>,
+    free: u32,
+    /// Flights that blkback was not told of yet.
+    unsent: u32,
+    pace: Pace,
 }
 
 impl Disk {
@@ -91,27 +121,27 @@ impl Disk {
             device,
             link: None,
             pool: Pool::from_region(proto::channel::Region::default()),
+            is_in_memory: false,
             extents: Extents::default(),
             backing: Backing::Opening,
             front: None,
-            flights: [const { None }; IN_FLIGHT_MAX],
-            has_unsent: false,
-            is_in_memory: false,
+            flights: alloc::vec![Flight::NONE; IN_FLIGHT_MAX],
+            free: ALL,
+            unsent: 0,
+            pace: Pace::default(),
         }
     }
 
     /// Uses this channel from now on, or none. What blkback had not answered is sent again.
     pub fn set_link(&mut self, link: Option<Client<Blk>>) {
         self.extents = Extents::default();
-        for slot in &mut self.flights {
-            if slot.as_ref().is_some_and(|flight| flight.is_orphan) {
-                *slot = None;
-            }
-            if let Some(flight) = slot {
-                (flight.extent, flight.is_sent) = (None, false);
-                self.has_unsent = true;
+        for (id, flight) in self.flights.iter_mut().enumerate() {
+            flight.extent = None;
+            if flight.is_orphan {
+                self.free |= 1 << id;
             }
         }
+        self.unsent = !self.free;
         self.backing = Backing::Opening;
         self.link = link;
         if let Some(link) = &mut self.link {
@@ -174,20 +204,37 @@ impl Disk {
         let Some(front) = self.front.take() else { return };
         guest.events.unbind_device(front.port, self.device);
         front.ring.close(&guest.grants);
-        for slot in &mut self.flights {
-            match slot {
-                Some(flight) if flight.is_sent => flight.is_orphan = true,
-                other => *other = None,
+        self.free |= self.unsent;
+        self.unsent = 0;
+        for id in bits(!self.free) {
+            if let Some(flight) = self.flights.get_mut(id) {
+                flight.is_orphan = true;
             }
         }
+    }
+
+    /// The guest notified the disk's port: serves it, or lets the guest go on to collect more requests.
+    pub fn kicked(&mut self, guest: &mut Guest) {
+        inc(counters::BLK_NOTIFICATIONS);
+        let waiting = self.front.as_ref().map_or(0, |front| front.ring.available().unwrap_or(0));
+        if self.pace.puts_off(waiting) {
+            guest.put_off(self.device);
+        } else {
+            self.service(guest);
+        }
+    }
+
+    /// The guest waits, or a short time has passed: serves what was put off.
+    pub fn catch_up(&mut self, guest: &mut Guest) {
+        let waiting = self.front.as_ref().map_or(0, |front| front.ring.available().unwrap_or(0));
+        self.pace.caught_up(waiting);
+        self.service(guest);
     }
 
     /// Moves what can be moved in both directions.
     pub fn service(&mut self, guest: &mut Guest) {
         self.take_responses(guest);
-        if self.has_unsent {
-            self.send_unsent(guest);
-        }
+        self.send_unsent(guest);
         if let Err(BrokenRing) = self.take_requests(guest) {
             if guest.odd.allows() {
                 log::warn!("a disk's ring is inconsistent; the disk is disconnected");
@@ -212,11 +259,11 @@ impl Disk {
     fn take_responses(&mut self, guest: &mut Guest) {
         while let Some(link) = &mut self.link {
             match link.receive() {
+                Ok(Some(Response::Done { id, status })) => self.done(guest, id, status),
                 Ok(Some(Response::Opened { sectors, sector_size, is_read_only, has_cache })) => {
                     self.backing = Backing::Open(Volume { sectors, sector_size, is_read_only, has_cache });
                 }
                 Ok(Some(Response::Refused { reason })) => self.backing = Backing::Refused(reason),
-                Ok(Some(Response::Done { id, status })) => self.done(guest, id, status),
                 Ok(None) => return,
                 Err(error) => {
                     log::warn!("blk channel: {error}");
@@ -227,30 +274,26 @@ impl Disk {
     }
 
     fn done(&mut self, guest: &mut Guest, id: u16, status: blk::Status) {
-        let Some(slot) = self.flights.get_mut(usize::from(id)) else { return };
+        let bit = 1u32.checked_shl(u32::from(id)).unwrap_or(0);
         // An answer to nothing is blkback's mistake and changes nothing.
-        let Some(flight) = slot.take_if(|flight| flight.is_sent) else { return };
+        if (self.free | self.unsent) & bit != 0 {
+            return;
+        }
+        let Some(flight) = self.flights.get_mut(usize::from(id)).filter(|_| bit != 0) else { return };
         let mut status = if status == blk::Status::Ok { Status::Okay } else { Status::Error };
-        if let Operation::Read(transfer) = &flight.operation
+        if flight.operation == Operation::Read
             && status == Status::Okay
             && !flight.is_orphan
-            && copy(guest, &self.pool, place(flight.extent, transfer), transfer, Direction::Read).is_err()
+            && copy(guest, &self.pool, flight).is_err()
         {
             status = Status::Error;
         }
-        if let Some(extent) = flight.extent {
+        if let Some(extent) = flight.extent.take() {
             self.extents.release(extent);
         }
-        if !flight.is_orphan {
-            self.respond(flight.tag, status);
-        }
-        // Room for a request that waited for it.
-        self.has_unsent |= self.flights.iter().flatten().any(|flight| !flight.is_sent);
-    }
-
-    fn respond(&mut self, tag: Tag, status: Status) {
-        if let Some(front) = &mut self.front {
-            front.ring.respond(&tag.response(status));
+        self.free |= bit;
+        if let (false, Some(front)) = (flight.is_orphan, &mut self.front) {
+            front.ring.respond(&flight.tag.response(status));
         }
     }
 
@@ -262,127 +305,169 @@ impl Disk {
             if front.ring.available()? == 0 && !front.ring.arm()? {
                 return Ok(());
             }
-            let Some(id) = self.flights.iter().position(Option::is_none) else { return Ok(()) };
-            if self.has_unsent {
+            if self.free == 0 || self.unsent != 0 {
                 return Ok(());
             }
             let entry = front.ring.peek(0);
             front.ring.take(1);
-            let (tag, operation) = request::parse(&entry, volume.sectors);
-            match operation {
-                Err(status) => self.respond(tag, status),
-                Ok(Operation::Write(_)) if volume.is_read_only => self.respond(tag, Status::Error),
-                Ok(Operation::Flush) if !volume.has_cache => self.respond(tag, Status::Okay),
-                Ok(operation) => {
-                    let flight = Flight { tag, operation, extent: None, is_sent: false, is_orphan: false };
-                    if let Some(slot) = self.flights.get_mut(id) {
-                        *slot = Some(flight);
-                    }
-                    self.submit(guest, id);
-                }
-            }
+            self.take_request(guest, &volume, &entry);
         }
         // There may be more: come back without being asked.
         guest.events.kicks |= 1 << self.device;
         Ok(())
     }
 
+    /// Starts a request, or answers it at once.
+    fn take_request(&mut self, guest: &mut Guest, volume: &Volume, entry: &[u8; request::LEN]) {
+        let (tag, head) = request::parse(entry);
+        let taken = head.and_then(|head| self.accept(guest, volume, entry, tag, &head));
+        let status = match taken {
+            Ok(Some(id)) => match self.submit(guest, id) {
+                Ok(()) => return,
+                Err(BadGrant) => Status::Error,
+            },
+            Ok(None) => Status::Okay,
+            Err(status) => status,
+        };
+        if let Some(front) = &mut self.front {
+            front.ring.respond(&tag.response(status));
+        }
+    }
+
+    /// Takes a request over as a flight, which is still unsent; `None`: there is nothing to be done.
+    fn accept(
+        &mut self,
+        guest: &Guest,
+        volume: &Volume,
+        entry: &[u8; request::LEN],
+        tag: Tag,
+        head: &request::Head,
+    ) -> Result<Option<usize>, Status> {
+        match head.operation {
+            Operation::Write if volume.is_read_only => return Err(Status::Error),
+            Operation::Flush if !volume.has_cache => return Ok(None),
+            _ => {}
+        }
+        let page = match head.indirect {
+            Some(grant) => {
+                let page = guest.grants.page(&guest.memory, grant, Want::Read);
+                Some(page.map_err(|BadGrant| Status::Error)?)
+            }
+            None => None,
+        };
+        let id = self.free.trailing_zeros() as usize;
+        let flight = self.flights.get_mut(id).ok_or(Status::Error)?;
+        let (count, len) = head.segments(entry, page.as_ref(), volume.sectors, &mut flight.segments)?;
+        (flight.tag, flight.operation, flight.sector) = (tag, head.operation, head.sector);
+        (flight.len, flight.count, flight.is_orphan) = (len, count, false);
+        self.free &= !(1 << id);
+        self.unsent |= 1 << id;
+        let (requests, bytes) = match head.operation {
+            Operation::Read => (counters::BLK_READS, counters::BLK_BYTES_READ),
+            Operation::Write => (counters::BLK_WRITES, counters::BLK_BYTES_WRITTEN),
+            Operation::Flush => (counters::BLK_FLUSHES, counters::BLK_BYTES_READ),
+        };
+        inc(requests);
+        add(bytes, u64::from(len));
+        Ok(Some(id))
+    }
+
+    /// Sends what could not be sent when it came, as far as that is possible now.
     fn send_unsent(&mut self, guest: &mut Guest) {
-        if !matches!(self.backing, Backing::Open(_)) {
+        if self.unsent == 0 || !matches!(self.backing, Backing::Open(_)) {
             return;
         }
-        self.has_unsent = false;
-        for id in 0..IN_FLIGHT_MAX {
-            if self.flights.get(id).is_some_and(|slot| slot.as_ref().is_some_and(|flight| !flight.is_sent)) {
-                self.submit(guest, id);
-                if self.has_unsent {
-                    return;
+        for id in bits(self.unsent) {
+            if self.submit(guest, id).is_err() {
+                let tag = self.flights.get(id).map_or_else(Tag::default, |flight| flight.tag);
+                if let Some(front) = &mut self.front {
+                    front.ring.respond(&tag.response(Status::Error));
                 }
+            }
+            if self.unsent & 1 << id != 0 {
+                return;
             }
         }
     }
 
-    /// Sends request `id` to blkback; where that is not possible now it stays unsent.
-    fn submit(&mut self, guest: &mut Guest, id: usize) {
-        let Some(Some(flight)) = self.flights.get_mut(id) else { return };
-        let Some(link) = &mut self.link else {
-            self.has_unsent = true;
-            return;
-        };
-        let message = match &flight.operation {
+    /// Sends flight `id` to blkback; where that is not possible now it stays unsent.
+    ///
+    /// # Errors
+    /// The flight ended: a page is not granted.
+    fn submit(&mut self, guest: &Guest, id: usize) -> Result<(), BadGrant> {
+        let (Some(flight), Some(link)) = (self.flights.get_mut(id), &mut self.link) else { return Ok(()) };
+        let message = match flight.operation {
             Operation::Flush => Request::Flush { id: id as u16 },
-            Operation::Read(transfer) | Operation::Write(transfer) => {
-                let extent = if self.is_in_memory { None } else { self.extents.allocate(transfer.len) };
-                if extent.is_none() && !self.is_in_memory {
-                    self.has_unsent = true;
-                    return;
+            operation => {
+                if !self.is_in_memory {
+                    let Some(extent) = self.extents.allocate(flight.len) else { return Ok(()) };
+                    flight.extent = Some(extent);
                 }
-                let is_write = matches!(flight.operation, Operation::Write(_));
-                let at = place(extent, transfer);
-                if is_write && copy(guest, &self.pool, at, transfer, Direction::Write).is_err() {
-                    if let Some(extent) = extent {
+                let direction = if operation == Operation::Read { Direction::Read } else { Direction::Write };
+                if direction == Direction::Write && copy(guest, &self.pool, flight).is_err() {
+                    if let Some(extent) = flight.extent.take() {
                         self.extents.release(extent);
                     }
-                    let tag = flight.tag;
-                    if let Some(slot) = self.flights.get_mut(id) {
-                        *slot = None;
-                    }
-                    return self.respond(tag, Status::Error);
+                    self.unsent &= !(1 << id);
+                    self.free |= 1 << id;
+                    return Err(BadGrant);
                 }
-                flight.extent = extent;
-                Request::Transfer {
-                    id: id as u16,
-                    direction: if is_write { Direction::Write } else { Direction::Read },
-                    sector: transfer.sector,
-                    pool_offset: extent.map_or(0, |extent| extent.offset() as u32),
-                    len: transfer.len,
-                }
+                let pool_offset = flight.extent.map_or(0, |extent| extent.offset() as u32);
+                let (sector, len) = (flight.sector, flight.len);
+                Request::Transfer { id: id as u16, direction, sector, pool_offset, len }
             }
         };
         match link.send(&message) {
-            Ok(()) => flight.is_sent = true,
+            Ok(()) => self.unsent &= !(1 << id),
             Err(error) => {
                 if let Some(extent) = flight.extent.take() {
                     self.extents.release(extent);
                 }
-                self.has_unsent = true;
                 if error != SendError::Full {
                     log::warn!("blk channel: {error}");
                     self.link = None;
                 }
             }
         }
+        Ok(())
     }
 }
 
-/// Where in the pool a transfer's bytes lie: in its extent, or in the volume.
-fn place(extent: Option<Extent>, transfer: &Transfer) -> usize {
+/// Copies between the guest's pages and the flight's part of the pool, which is its extent or, in memory,
+/// the volume's part itself. The grants are looked up for the copy and not used after it.
+fn copy(guest: &Guest, pool: &Pool, flight: &Flight) -> Result<(), BadGrant> {
     // An offset outside of the pool is refused by the copy.
-    let in_volume = || usize::try_from(transfer.sector.saturating_mul(blk::SECTOR)).unwrap_or(usize::MAX);
-    extent.map_or_else(in_volume, Extent::offset)
+    let in_volume = || usize::try_from(flight.sector.saturating_mul(blk::SECTOR)).unwrap_or(usize::MAX);
+    let mut at = flight.extent.map_or_else(in_volume, Extent::offset);
+    let is_read = flight.operation == Operation::Read;
+    let want = if is_read { Want::Write } else { Want::Read };
+    for segment in flight.segments.iter().take(flight.count) {
+        let page = guest.grants.page(&guest.memory, segment.grant(), want)?;
+        let (memory, offset) = (page.memory(), segment.offset());
+        // Checked when the request was taken.
+        let len = segment.bytes().ok_or(BadGrant)? as usize;
+        let copied = if is_read {
+            pool.copy_to(at, memory, offset, len)
+        } else {
+            memory.copy_to(offset, pool, at, len)
+        };
+        copied.map_err(|_| BadGrant)?;
+        at += len;
+    }
+    add(counters::BYTES_COPIED, u64::from(flight.len));
+    Ok(())
 }
 
-/// Copies between the guest's pages and the pool from `at` on.
-fn copy(
-    guest: &Guest,
-    pool: &Pool,
-    mut at: usize,
-    transfer: &Transfer,
-    direction: Direction,
-) -> Result<(), BadGrant> {
-    let want = if direction == Direction::Read { Want::Write } else { Want::Read };
-    for segment in &transfer.segments {
-        let granted = guest.grants.acquire(&guest.memory, segment.grant, want)?;
-        let page = granted.page.memory();
-        let copied = match direction {
-            Direction::Read => pool.copy_to(at, page, segment.offset, segment.len),
-            Direction::Write => page.copy_to(segment.offset, pool, at, segment.len),
-        };
-        guest.grants.release(granted);
-        copied.map_err(|_| BadGrant)?;
-        at += segment.len;
-    }
-    Ok(())
+/// The numbers of the bits that are set.
+fn bits(mut word: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        if word == 0 {
+            return None;
+        }
+        let bit = word.trailing_zeros();
+        word &= word - 1;
+        Some(bit as usize)
+    })
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! A blkfront request, copied out of the ring and checked.
 //!
-//! Source: Xen public/io/blkif.h, layout "x86_64-abi".
+//! The entry is copied once, and so is the page of an indirect request; what was copied is checked, and
+//! nothing is read again. Source: Xen public/io/blkif.h, layout "x86_64-abi".
 
 use crate::grants::GrantRef;
+use crate::memory::Page;
 
 /// Bytes of a ring entry.
 pub const LEN: usize = 112;
 /// Entries of the ring.
 pub const ENTRIES: u32 = 32;
-/// Segments of a request.
-pub const SEGMENTS_MAX: usize = 11;
+/// Segments of a request that stand in the ring.
+const DIRECT_MAX: usize = 11;
+/// Segments of a request, as the frontend is told; Linux uses no more unless it is told to.
+pub const SEGMENTS_MAX: usize = 32;
 /// Bytes of a sector.
 pub const SECTOR: u32 = 512;
 const SECTORS_PER_PAGE: u8 = 8;
@@ -17,38 +21,57 @@ const SECTORS_PER_PAGE: u8 = 8;
 const READ: u8 = 0;
 const WRITE: u8 = 1;
 const FLUSH: u8 = 3;
+const INDIRECT: u8 = 6;
 
-/// Part of a page.
+/// Where a direct request's segments begin in its entry.
+const DIRECT_AT: usize = 24;
+/// Where the reference to an indirect request's first page of segments is.
+const INDIRECT_AT: usize = 28;
+/// Bytes of a segment.
+const SEGMENT_LEN: usize = 8;
+
+/// Part of a page, as the ring has it: a grant, the first and the last sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
+pub struct Segment(u64);
+
+impl Segment {
+    /// None yet.
+    pub const NONE: Self = Self(0);
+
     /// The page.
-    pub grant: GrantRef,
-    /// First byte.
-    pub offset: usize,
-    /// Bytes.
-    pub len: usize,
+    #[inline]
+    pub fn grant(self) -> GrantRef {
+        GrantRef(self.0 as u32)
+    }
+
+    #[inline]
+    fn sectors(self) -> (u8, u8) {
+        ((self.0 >> 32) as u8, (self.0 >> 40) as u8)
+    }
+
+    /// First byte in the page.
+    #[inline]
+    pub fn offset(self) -> usize {
+        usize::from(self.sectors().0) * SECTOR as usize
+    }
+
+    /// Bytes; `None` if it makes no sense.
+    #[inline]
+    pub fn bytes(self) -> Option<u32> {
+        let (first, last) = self.sectors();
+        (first <= last && last < SECTORS_PER_PAGE).then(|| u32::from(last - first + 1) * SECTOR)
+    }
 }
 
 /// What a request is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Volume to pages.
-    Read(Transfer),
+    Read,
     /// Pages to volume.
-    Write(Transfer),
+    Write,
     /// Empty the volume's cache.
     Flush,
-}
-
-/// What a transfer moves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transfer {
-    /// First sector.
-    pub sector: u64,
-    /// Where in memory, in order.
-    pub segments: heapless::Vec<Segment, SEGMENTS_MAX>,
-    /// Bytes.
-    pub len: u32,
 }
 
 /// A response's status.
@@ -64,16 +87,17 @@ pub enum Status {
 }
 
 /// What every response repeats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tag {
     /// The guest's number of the request.
     pub id: u64,
-    /// Operation.
+    /// Operation; of an indirect request the one that it stands for.
     pub op: u8,
 }
 
 impl Tag {
     /// The response for the ring.
+    #[inline]
     pub fn response(self, status: Status) -> [u8; 12] {
         let mut response = [0; 12];
         let (id, rest) = response.split_at_mut(8);
@@ -86,45 +110,84 @@ impl Tag {
     }
 }
 
-/// Reads a ring entry: what every response needs, and what to do or why not.
-pub fn parse(entry: &[u8; LEN], volume_sectors: u64) -> (Tag, Result<Operation, Status>) {
-    let tag = Tag { id: u64_at(entry, 8), op: entry[0] };
-    (tag, operation(entry, volume_sectors))
+/// A ring entry whose segments are not looked at yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// What to do.
+    pub operation: Operation,
+    /// First sector of the volume.
+    pub sector: u64,
+    /// Segments: 1 to [`SEGMENTS_MAX`], for a flush 0.
+    count: usize,
+    /// The page that holds them, unless they stand in the entry.
+    pub indirect: Option<GrantRef>,
 }
 
-fn operation(entry: &[u8; LEN], volume_sectors: u64) -> Result<Operation, Status> {
-    let (op, count) = (entry[0], usize::from(entry[1]));
-    match op {
-        FLUSH if count == 0 => return Ok(Operation::Flush),
-        READ | WRITE => {}
+/// Reads a ring entry: what every response needs, and what to do or why not.
+#[inline]
+pub fn parse(entry: &[u8; LEN]) -> (Tag, Result<Head, Status>) {
+    let op = if entry[0] == INDIRECT { entry[1] } else { entry[0] };
+    (Tag { id: u64_at(entry, 8), op }, head(entry))
+}
+
+#[inline]
+fn head(entry: &[u8; LEN]) -> Result<Head, Status> {
+    let sector = u64_at(entry, 16);
+    let (op, count, limit, indirect) = match entry[0] {
+        INDIRECT => {
+            let count = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
+            let grant = GrantRef(u64_at(entry, INDIRECT_AT) as u32);
+            (entry[1], count, SEGMENTS_MAX, Some(grant))
+        }
+        op => (op, usize::from(entry[1]), DIRECT_MAX, None),
+    };
+    let operation = match op {
+        READ => Operation::Read,
+        WRITE => Operation::Write,
+        FLUSH if indirect.is_none() && count == 0 => {
+            return Ok(Head { operation: Operation::Flush, sector: 0, count: 0, indirect });
+        }
         FLUSH => return Err(Status::Error),
         _ => return Err(Status::Unsupported),
-    }
-    if count == 0 || count > SEGMENTS_MAX {
+    };
+    if count == 0 || count > limit {
         return Err(Status::Error);
     }
-    let mut transfer = Transfer { sector: u64_at(entry, 16), segments: heapless::Vec::new(), len: 0 };
-    for segment in entry[24..].chunks_exact(8).take(count) {
-        let [a, b, c, d, first, last, ..] = *segment else { return Err(Status::Error) };
-        if first > last || last >= SECTORS_PER_PAGE {
-            return Err(Status::Error);
-        }
-        let len = u32::from(last - first + 1) * SECTOR;
-        transfer.len += len;
-        let segment = Segment {
-            grant: GrantRef(u32::from_le_bytes([a, b, c, d])),
-            offset: usize::from(first) * SECTOR as usize,
-            len: len as usize,
-        };
-        transfer.segments.push(segment).map_err(|_| Status::Error)?;
-    }
-    let end = transfer.sector.checked_add(u64::from(transfer.len / SECTOR));
-    if end.is_none_or(|end| end > volume_sectors) {
-        return Err(Status::Error);
-    }
-    Ok(if op == READ { Operation::Read(transfer) } else { Operation::Write(transfer) })
+    Ok(Head { operation, sector, count, indirect })
 }
 
+impl Head {
+    /// Copies the segments out of the entry, or out of the page that the request names, and checks them
+    /// against a page's size and the volume's: how many, and how many bytes they are.
+    ///
+    /// # Errors
+    /// What to answer.
+    #[inline]
+    pub fn segments(
+        &self,
+        entry: &[u8; LEN],
+        page: Option<&Page>,
+        volume_sectors: u64,
+        out: &mut [Segment; SEGMENTS_MAX],
+    ) -> Result<(usize, u32), Status> {
+        let mut len = 0;
+        for (n, slot) in out.iter_mut().take(self.count).enumerate() {
+            let segment = Segment(match page {
+                Some(page) => page.u64(n * SEGMENT_LEN),
+                None => u64_at(entry, DIRECT_AT + n * SEGMENT_LEN),
+            });
+            len += segment.bytes().ok_or(Status::Error)?;
+            *slot = segment;
+        }
+        let end = self.sector.checked_add(u64::from(len / SECTOR));
+        if end.is_none_or(|end| end > volume_sectors) {
+            return Err(Status::Error);
+        }
+        Ok((self.count, len))
+    }
+}
+
+#[inline]
 fn u64_at(entry: &[u8; LEN], at: usize) -> u64 {
     entry.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
@@ -133,6 +196,8 @@ fn u64_at(entry: &[u8; LEN], at: usize) -> u64 {
 pub mod tests {
     //! Ring entries, good and bad.
     use super::*;
+    use crate::memory::{Gfn, tests::fake};
+    use alloc::vec::Vec;
     use proptest::prelude::*;
 
     /// An entry as blkfront writes it.
@@ -142,37 +207,89 @@ pub mod tests {
         entry[1] = segments.len() as u8;
         entry[8..16].copy_from_slice(&id.to_le_bytes());
         entry[16..24].copy_from_slice(&sector.to_le_bytes());
-        for (n, (grant, first, last)) in segments.iter().enumerate() {
-            entry[24 + 8 * n..28 + 8 * n].copy_from_slice(&grant.to_le_bytes());
-            entry[28 + 8 * n] = *first;
-            entry[29 + 8 * n] = *last;
+        for (n, segment) in segments.iter().enumerate() {
+            entry[24 + 8 * n..32 + 8 * n].copy_from_slice(&segment_bytes(*segment));
         }
         entry
     }
 
+    /// A segment as it stands in an entry or a page.
+    pub fn segment_bytes((grant, first, last): (u32, u8, u8)) -> [u8; 8] {
+        let [a, b, c, d] = grant.to_le_bytes();
+        [a, b, c, d, first, last, 0, 0]
+    }
+
+    /// An entry whose segments are in the page `grant`.
+    pub fn indirect(op: u8, id: u64, sector: u64, count: u16, grant: u32) -> [u8; LEN] {
+        let mut entry = entry(INDIRECT, id, sector, &[]);
+        entry[1] = op;
+        entry[2..4].copy_from_slice(&count.to_le_bytes());
+        entry[28..32].copy_from_slice(&grant.to_le_bytes());
+        entry
+    }
+
+    fn all(
+        entry: &[u8; LEN],
+        page: Option<&Page>,
+        sectors: u64,
+    ) -> Result<(Head, Vec<Segment>, u32), Status> {
+        let head = parse(entry).1?;
+        let mut out = [Segment::NONE; SEGMENTS_MAX];
+        let (count, len) = head.segments(entry, page, sectors, &mut out)?;
+        Ok((head, out[..count].to_vec(), len))
+    }
+
     #[test]
     fn a_read_names_its_parts_and_length() {
-        let (tag, operation) = parse(&entry(0, 77, 100, &[(9, 2, 7), (10, 0, 0)]), 107);
-        assert_eq!(tag, Tag { id: 77, op: 0 });
-        let Ok(Operation::Read(transfer)) = operation else { panic!() };
-        assert_eq!((transfer.sector, transfer.len), (100, 3584));
-        assert_eq!(transfer.segments[0], Segment { grant: GrantRef(9), offset: 1024, len: 3072 });
+        let entry = entry(0, 77, 100, &[(9, 2, 7), (10, 0, 0)]);
+        assert_eq!(parse(&entry).0, Tag { id: 77, op: 0 });
+        let (head, segments, len) = all(&entry, None, 107).unwrap();
+        assert_eq!((head.operation, head.sector, len), (Operation::Read, 100, 3584));
+        let first = segments[0];
+        assert_eq!((first.grant(), first.offset(), first.bytes()), (GrantRef(9), 1024, Some(3072)));
+        assert_eq!(all(&entry, None, 106), Err(Status::Error));
+    }
+
+    #[test]
+    fn an_indirect_request_has_its_segments_in_a_page() {
+        let memory = fake(1);
+        let page = memory.page(Gfn(0)).unwrap();
+        for n in 0..33 {
+            page.write(n * 8, &segment_bytes((100 + n as u32, 0, 7)));
+        }
+        let request = indirect(1, 5, 0, 32, 44);
+        let (tag, head) = parse(&request);
+        // The response repeats the operation that the request stands for.
+        assert_eq!(tag, Tag { id: 5, op: 1 });
+        assert_eq!(head.unwrap().indirect, Some(GrantRef(44)));
+        let (head, segments, len) = all(&request, Some(&page), 256).unwrap();
+        assert_eq!((head.operation, segments.len(), len), (Operation::Write, 32, 128 * 1024));
+        assert_eq!(segments[31].grant(), GrantRef(131));
+        assert_eq!(all(&request, Some(&page), 255), Err(Status::Error));
+        for (request, status) in [
+            (indirect(0, 5, 0, 33, 44), Status::Error),
+            (indirect(0, 5, 0, 0, 44), Status::Error),
+            (indirect(3, 5, 0, 0, 44), Status::Error),
+            (indirect(6, 5, 0, 1, 44), Status::Unsupported),
+        ] {
+            assert_eq!(parse(&request).1, Err(status));
+        }
     }
 
     #[test]
     fn what_makes_no_sense_is_an_error() {
-        let status = |entry: &[u8; LEN]| parse(entry, 100).1.unwrap_err();
+        let status = |entry: &[u8; LEN]| all(entry, None, 100).unwrap_err();
         assert_eq!(status(&entry(0, 1, 0, &[])), Status::Error);
         assert_eq!(status(&entry(1, 1, 0, &[(8, 3, 2)])), Status::Error);
         assert_eq!(status(&entry(1, 1, 0, &[(8, 0, 8)])), Status::Error);
         assert_eq!(status(&entry(1, 1, 93, &[(8, 0, 7)])), Status::Error);
         assert_eq!(status(&entry(1, 1, u64::MAX, &[(8, 0, 7)])), Status::Error);
         assert_eq!(status(&entry(2, 1, 0, &[(8, 0, 7)])), Status::Unsupported);
-        assert_eq!(status(&entry(6, 1, 0, &[])), Status::Unsupported);
+        assert_eq!(status(&entry(3, 1, 0, &[(8, 0, 7)])), Status::Error);
         let mut many = entry(0, 1, 0, &[(8, 0, 0)]);
         many[1] = 12;
         assert_eq!(status(&many), Status::Error);
-        assert_eq!(parse(&entry(3, 1, 0, &[]), 100).1, Ok(Operation::Flush));
+        assert_eq!(parse(&entry(3, 1, 0, &[])).1.unwrap().operation, Operation::Flush);
     }
 
     #[test]
@@ -183,17 +300,32 @@ pub mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_accepted_lies_in_pages_and_volume(bytes: [u8; 32], more: [u8; 32], last: [u8; 32], sectors: u64) {
-            let mut entry = [0; LEN];
-            entry[..32].copy_from_slice(&bytes);
-            entry[32..64].copy_from_slice(&more);
-            entry[64..96].copy_from_slice(&last);
-            entry[0] %= 4;
-            entry[1] %= 14;
-            if let Ok(Operation::Read(transfer) | Operation::Write(transfer)) = parse(&entry, sectors).1 {
-                prop_assert!(transfer.segments.iter().all(|s| s.offset + s.len <= 4096 && s.len > 0));
-                prop_assert_eq!(transfer.segments.iter().map(|s| s.len as u32).sum::<u32>(), transfer.len);
-                prop_assert!(transfer.sector + u64::from(transfer.len / 512) <= sectors);
+        fn whatever_is_accepted_lies_in_pages_and_volume(
+            mut entry in prop::collection::vec(any::<u8>(), LEN),
+            is_sane: bool,
+            words in prop::collection::vec((any::<u32>(), 0u8..10, 0u8..10), 40),
+            sectors: u64
+        ) {
+            let memory = fake(1);
+            let page = memory.page(Gfn(0)).unwrap();
+            for (n, segment) in words.iter().enumerate() {
+                page.write(n * 8, &segment_bytes(*segment));
+            }
+            entry[0] %= 8;
+            if is_sane {
+                entry[1] %= 14;
+                entry[2] %= 34;
+                entry[3] = 0;
+            }
+            let entry = *entry.first_chunk().unwrap();
+            let head = parse(&entry).1;
+            let page = head.ok().and_then(|head| head.indirect).map(|_| &page);
+            if let Ok((head, segments, len)) = all(&entry, page, sectors) {
+                let inside = |s: &Segment| s.bytes().is_some_and(|len| len > 0 && s.offset() + len as usize <= 4096);
+                prop_assert!(segments.iter().all(inside) && segments.len() <= SEGMENTS_MAX);
+                prop_assert_eq!(segments.iter().filter_map(|s| s.bytes()).sum::<u32>(), len);
+                prop_assert!(head.sector + u64::from(len / 512) <= sectors);
+                prop_assert!(head.operation == Operation::Flush || len > 0);
             }
         }
     }

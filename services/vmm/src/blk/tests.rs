@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 use rt::channel::Server;
 
-use super::request::tests::entry;
+use super::request::tests::{entry, indirect, segment_bytes};
 use super::*;
 use crate::grants::tests::{flags, permit};
 use crate::memory::{Gfn, Page};
@@ -198,6 +198,72 @@ fn more_requests_than_the_pool_holds_are_all_served() {
 }
 
 #[test]
+fn an_indirect_request_moves_all_of_its_pages_in_one_transfer() {
+    let mut s = setup(false, false);
+    let table = s.guest.memory.page(Gfn(3)).unwrap();
+    permit(&s.guest.memory, 9, 3, true);
+    for n in 0..32 {
+        table.write(n * 8, &segment_bytes((16 + n as u32, 0, 7)));
+    }
+    s.put(indirect(0, 7, 8, 32, 9));
+    s.service();
+    assert!(matches!(s.serve()[..], [Request::Transfer { sector: 8, len: 0x20000, .. }]));
+    s.service();
+    assert_eq!(s.responses(0), [(7, 0, 0)]);
+    for gfn in 16..48 {
+        assert_eq!(s.guest.memory.page(Gfn(gfn)).unwrap().u8(4095), 8);
+    }
+    // Without the grant of the page, or with one that makes no sense in it.
+    s.put(indirect(0, 8, 8, 32, 500));
+    table.write(31 * 8, &segment_bytes((47, 3, 2)));
+    s.put(indirect(0, 9, 8, 32, 9));
+    s.service();
+    assert!(s.serve().is_empty());
+    assert_eq!(s.responses(1), [(8, 0, -1), (9, 0, -1)]);
+    assert_eq!(s.disk.free, ALL);
+}
+
+#[test]
+fn a_pipelining_guest_is_served_when_it_waits() {
+    let mut s = setup(false, false);
+    let one = |id| entry(0, id, id, &[(16, 0, 0)]);
+    let mut id = 0;
+    let mut was_put_off = |s: &mut Setup| {
+        s.put(one(id));
+        id += 1;
+        s.disk.kicked(&mut s.guest);
+        let is_put_off = s.guest.put_off_until() != 0;
+        if !is_put_off {
+            s.serve();
+            s.service();
+        }
+        is_put_off
+    };
+    let at_once = (0..100).take_while(|_| !was_put_off(&mut s)).count();
+    assert!(at_once > 20 && at_once < 100, "{at_once}");
+    // Until it waits it may ask for more, without notifying.
+    let event = s.ring.u32(4);
+    for id in 200..204 {
+        s.put(one(id));
+    }
+    assert!(s.produced > event, "no notification was asked for");
+    assert_eq!((s.guest.take_put_off(false), s.serve().len()), (0, 0));
+    assert_eq!(s.guest.take_put_off(true), 1 << 2);
+    s.disk.catch_up(&mut s.guest);
+    assert_eq!(s.ring.u32(4), s.produced + 1, "the next one notifies again");
+    assert_eq!(s.serve().len(), 5);
+    s.service();
+    // It had more to ask: so it is waited for again.
+    assert!(was_put_off(&mut s));
+    assert_eq!(s.guest.take_put_off(true), 1 << 2);
+    s.disk.catch_up(&mut s.guest);
+    assert_eq!(s.serve().len(), 1);
+    s.service();
+    assert!(!was_put_off(&mut s));
+    assert_eq!(s.responses(0).len(), s.responses(0).iter().filter(|(_, _, status)| *status == 0).count());
+}
+
+#[test]
 fn flush_goes_to_a_backend_with_a_cache_only() {
     let mut s = setup(false, true);
     s.put(entry(3, 1, 0, &[]));
@@ -237,7 +303,7 @@ fn a_disconnect_with_requests_under_way_leaves_no_trace_in_the_next_connection()
     s.service();
     assert_eq!(s.responses(0), []);
     assert_eq!(s.guest.memory.page(Gfn(16)).unwrap().u8(0), 0);
-    assert!(s.disk.flights.iter().all(Option::is_none));
+    assert_eq!((s.disk.free, s.disk.unsent), (ALL, 0));
     assert_eq!(s.disk.extents.allocate(blk::POOL_SIZE as u32).map(Extent::offset), Some(0));
 }
 

@@ -102,7 +102,18 @@ fn a_disk_is_opened_connected_and_described_before_it_says_connected() {
     s.fire();
     s.rounds();
     let keys: Vec<&str> = s.written.iter().filter_map(|(path, _)| path.rsplit('/').next()).collect();
-    assert_eq!(keys, ["state", "sectors", "sector-size", "info", "feature-flush-cache", "state"]);
+    assert_eq!(
+        keys,
+        [
+            "state",
+            "sectors",
+            "sector-size",
+            "info",
+            "feature-flush-cache",
+            "feature-max-indirect-segments",
+            "state"
+        ]
+    );
     assert_eq!((s.last("/info"), s.last("/sectors"), s.last("/state")), (Some("4"), Some("2048"), Some("4")));
     s.front_state = "6";
     s.fire();
@@ -114,10 +125,13 @@ fn a_disk_is_opened_connected_and_described_before_it_says_connected() {
 #[test]
 fn a_refused_volume_is_told_with_its_reason() {
     let mut s = setup();
-    let reason = proto::text::Text::truncated("no volume of that name");
+    let reason = proto::blk::Refusal::NoVolume;
     s.blk.send(&proto::blk::Response::Refused { reason }).unwrap();
     s.rounds();
-    assert_eq!(s.devices.readiness(), Readiness::Refused("disk 51712: no volume of that name".into()));
+    assert_eq!(
+        s.devices.readiness(),
+        Readiness::Refused("disk 51712: There is no volume of this name.".into())
+    );
 }
 
 #[test]

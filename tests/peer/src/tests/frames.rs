@@ -4,7 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use proptest::prelude::*;
-use proto::net::{BUFFER_SIZE, BUFFERS, FRAME_MAX, POOL_SIZE, Response};
+use proto::net::{Checksum, FRAMES_MAX, Frame, RECEIVE_BASE, Refusal, Response, Segments};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet,
@@ -64,15 +64,15 @@ fn answers(bench: &mut Bench, frame: &[u8]) -> Vec<Sent> {
 
 #[test]
 fn arp_and_ping_are_answered_with_complete_checksums() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     bench.station.poll(0);
-    let [(reply, needs_checksum)] = &answers(&mut bench, &arp_request())[..] else { panic!() };
+    let [(said, reply)] = &answers(&mut bench, &arp_request())[..] else { panic!() };
     let reply = EthernetFrame::new_checked(reply).unwrap();
-    assert_eq!((reply.ethertype(), needs_checksum), (EthernetProtocol::Arp, &false));
+    assert_eq!((reply.ethertype(), said.checksum), (EthernetProtocol::Arp, Checksum::Valid));
     assert_eq!((reply.src_addr().0, reply.dst_addr().0), (STATION.mac, GUEST_MAC));
     let data: Vec<u8> = (0..56).collect();
-    let [(reply, needs_checksum)] = &answers(&mut bench, &ping(&data))[..] else { panic!() };
-    assert!(!needs_checksum);
+    let [(said, reply)] = &answers(&mut bench, &ping(&data))[..] else { panic!() };
+    assert_eq!(said.checksum, Checksum::Valid);
     let packet = Ipv4Packet::new_checked(&reply[14..]).unwrap();
     assert!(packet.verify_checksum());
     let echo = Icmpv4Packet::new_checked(packet.payload()).unwrap();
@@ -90,37 +90,38 @@ fn sum(bytes: &[u8]) -> u16 {
 
 #[test]
 fn tcp_segments_carry_the_sum_that_completes_to_their_checksum() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     let client = bench.connect(5001);
     bench.run();
     bench.socket(client).send_slice(b"R\xa1\x0f\0\0\0\0\0\0").unwrap();
     bench.poll_guest();
     bench.station.poll(bench.now_ns);
     let frames: Vec<Sent> = bench.netback.borrow_mut().frames.drain(..).collect();
-    assert_eq!(
-        frames.iter().map(|(frame, _)| frame.len()).collect::<Vec<_>>(),
-        [1514, 1514, 54 + 4001 - 2920]
-    );
-    for (mut frame, needs_checksum) in frames {
-        assert!(needs_checksum);
-        assert!(Ipv4Packet::new_checked(&frame[14..]).unwrap().verify_checksum());
-        let completed = !sum(&frame[34..]);
-        let mut segment = TcpPacket::new_checked(&mut frame[34..]).unwrap();
-        segment.fill_checksum(&STATION_IP.into(), &GUEST_IP.into());
-        assert_eq!(segment.checksum(), completed);
-    }
+    let [(said, mut frame)] = <[Sent; 1]>::try_from(frames).unwrap();
+    assert_eq!(frame.len(), 54 + 4001);
+    assert_eq!((said.checksum, said.segments), (Checksum::Partial, Segments::TcpV4 { size: 1460 }));
+    assert!(Ipv4Packet::new_checked(&frame[14..]).unwrap().verify_checksum());
+    let completed = !sum(&frame[34..]);
+    let mut segment = TcpPacket::new_checked(&mut frame[34..]).unwrap();
+    segment.fill_checksum(&STATION_IP.into(), &GUEST_IP.into());
+    assert_eq!(segment.checksum(), completed);
 }
 
 #[test]
 fn what_waits_is_handled_at_once_and_acknowledged_at_once() {
-    let mut bench = Bench::new();
+    for (has_offload, least) in [(false, 40), (true, 2)] {
+        acknowledged_at_once(Bench::new(has_offload), least);
+    }
+}
+
+fn acknowledged_at_once(mut bench: Bench, least: usize) {
     let client = bench.connect(5001);
     bench.write(client, b"T\0\0\x10\0\0\0\0\0");
     bench.run();
     bench.socket(client).send_slice(&[5; 50 * 1460]).unwrap();
     bench.poll_guest();
     let waiting = bench.netback.borrow().messages.len();
-    assert!(waiting >= 40, "{waiting}");
+    assert!(waiting >= least, "{waiting}");
     bench.station.poll(bench.now_ns);
     assert_eq!(bench.netback.borrow().frames.len(), 1);
     // An echoed byte goes out with the acknowledgement of the byte that came.
@@ -134,51 +135,53 @@ fn what_waits_is_handled_at_once_and_acknowledged_at_once() {
 
 #[test]
 fn a_port_that_is_refused_sends_nothing() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     bench.netback.borrow_mut().messages.clear();
     bench.station.poll(0);
-    assert_eq!(*bench.station.port().state(), State::Opening);
+    assert_eq!(bench.station.port().state(), State::Opening);
     assert!(answers(&mut bench, &arp_request()).is_empty());
-    let reason = proto::text::Text::truncated("no");
-    bench.netback.borrow_mut().messages.push_back(Response::Refused { reason: reason.clone() });
+    let reason = Refusal::AddressTaken;
+    bench.netback.borrow_mut().messages.push_back(Response::Refused(reason));
     assert!(answers(&mut bench, &arp_request()).is_empty());
-    assert_eq!(*bench.station.port().state(), State::Closed(reason));
+    assert_eq!(bench.station.port().state(), State::Closed(reason));
 }
 
 #[test]
 fn a_broken_channel_is_noticed() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     bench.netback.borrow_mut().is_broken = true;
     bench.station.poll(0);
     assert!(bench.station.port().is_gone());
 }
 
 #[test]
-fn a_netback_that_breaks_the_rules_makes_nothing_worse_than_no_network() {
-    let mut bench = Bench::new();
-    bench.station.poll(0);
-    let half = (POOL_SIZE / 2) as u32;
-    let receive = |offset, len| Response::Receive { offset, len, needs_checksum: false };
-    let sent = |offset| Response::Sent { offset, is_accepted: true };
+fn a_netback_that_breaks_the_rules_ends_the_network_and_nothing_else() {
+    let frame = |offset, len, segments| {
+        Response::Receive(Frame { offset, len, checksum: Checksum::Unknown, segments })
+    };
+    let large = Segments::TcpV4 { size: 1 };
     for message in [
-        receive(0, 60),
-        receive(half, u16::MAX),
-        receive(half + 1, 0),
-        receive(POOL_SIZE as u32 - 1, FRAME_MAX),
-        receive(u32::MAX, FRAME_MAX),
-        sent(1),
-        sent(half),
-        sent(u32::MAX - BUFFER_SIZE + 1),
+        frame(0, 60, Segments::One),
+        frame(RECEIVE_BASE, 1515, Segments::One),
+        frame(RECEIVE_BASE, 13, large),
+        frame(RECEIVE_BASE, u32::MAX, large),
+        frame(2 * RECEIVE_BASE - 59, 60, large),
+        frame(u32::MAX, 60, large),
+        Response::Sent { count: 1 },
+        Response::Sent { count: u16::MAX },
     ] {
-        bench.netback.borrow_mut().messages.push_back(message);
-    }
-    for _ in 0..3 * BUFFERS {
-        bench.netback.borrow_mut().messages.push_back(receive(half, 60));
-    }
-    for _ in 0..4 {
+        let mut bench = Bench::new(true);
         bench.station.poll(0);
+        bench.netback.borrow_mut().messages.push_back(message);
+        assert!(answers(&mut bench, &arp_request()).is_empty(), "{message:?}");
+        assert!(bench.station.port().is_gone(), "{message:?}");
     }
-    assert_eq!(answers(&mut bench, &arp_request()).len(), 1);
+    let mut bench = Bench::new(true);
+    for _ in 0..2 * FRAMES_MAX {
+        bench.netback.borrow_mut().messages.push_back(frame(RECEIVE_BASE, 60, Segments::One));
+    }
+    bench.station.poll(0);
+    assert!(bench.station.port().is_gone());
 }
 
 proptest! {
@@ -188,14 +191,14 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         cut in any::<prop::sample::Index>(),
     ) {
-        let mut bench = Bench::new();
+        let mut bench = Bench::new(true);
         let client = bench.connect(5001);
         bench.run();
         bench.socket(client).send_slice(b"L\x09\0\0\0\0\0\0\0abc").unwrap();
         bench.poll_guest();
         let mut segment = vec![];
-        if let Some(Response::Receive { offset, len, .. }) = bench.netback.borrow().messages.front() {
-            segment.extend(&bench.netback.borrow().pool[*offset as usize..][..usize::from(*len)]);
+        if let Some(Response::Receive(frame)) = bench.netback.borrow().messages.front() {
+            segment.extend(&bench.netback.borrow().pool[frame.offset as usize..][..frame.len as usize]);
         }
         let mut frame = [arp_request(), ping(&[1; 20]), segment, vec![]][start].clone();
         for (index, value) in changes {

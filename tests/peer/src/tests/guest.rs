@@ -1,12 +1,14 @@
 //! A model of netback with one guest behind it.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use proto::net::{BUFFER_SIZE, BUFFERS, FRAME_MAX, POOL_SIZE, Request, Response};
+use proto::net::{
+    Checksum as Sum, Frame, PLAIN_MAX, POOL_SIZE, RECEIVE_BASE, Request, Response, Runs, Segments,
+};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -26,8 +28,8 @@ pub const STATION: Address = Address {
 /// The guest's.
 pub const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0x77, 2];
 
-/// A frame that the station sent, and whether its checksum is to be completed.
-pub type Sent = (Vec<u8>, bool);
+/// A frame that the station sent, what was said of it, and its bytes.
+pub type Sent = (Frame, Vec<u8>);
 
 /// Netback and the pool.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ pub struct Netback {
     pub messages: VecDeque<Response>,
     /// For the guest.
     pub frames: VecDeque<Sent>,
-    /// Receive buffers that are netback's.
-    pub free: BTreeSet<u32>,
+    /// The receiving half.
+    runs: Runs,
     /// Every so manieth frame of either direction is lost.
     pub loses: Option<u32>,
     moved: u32,
@@ -57,9 +59,12 @@ impl Netback {
         if self.is_lost() {
             return;
         }
-        let Some(offset) = self.free.pop_first() else { return };
+        let Some(offset) = self.runs.take(frame.len() as u32) else { return };
         self.pool[offset as usize..][..frame.len()].copy_from_slice(frame);
-        self.messages.push_back(Response::Receive { offset, len: frame.len() as u16, needs_checksum: true });
+        let segments =
+            if frame.len() > PLAIN_MAX as usize { Segments::TcpV4 { size: 1460 } } else { Segments::One };
+        let (len, checksum) = (frame.len() as u32, Sum::Partial);
+        self.messages.push_back(Response::Receive(Frame { offset, len, checksum, segments }));
     }
 }
 
@@ -77,21 +82,16 @@ impl Link for FakeLink {
         let mut netback = self.0.borrow_mut();
         match *request {
             Request::Open => netback.messages.push_back(Response::Opened),
-            Request::Send { offset, len, needs_checksum } => {
-                assert!(offset.is_multiple_of(BUFFER_SIZE) && u64::from(offset) < POOL_SIZE / 2);
-                assert!(len <= FRAME_MAX);
-                let frame = netback.pool[offset as usize..][..usize::from(len)].to_vec();
+            Request::Accept(offloads) => assert!(offloads.has_partial_checksum && offloads.has_tcp_v4),
+            Request::Send(frame) => {
+                assert!(frame.is_within(0));
+                let bytes = netback.pool[frame.offset as usize..][..frame.len as usize].to_vec();
                 if !netback.is_lost() {
-                    netback.frames.push_back((frame, needs_checksum));
+                    netback.frames.push_back((frame, bytes));
                 }
-                netback.messages.push_back(Response::Sent { offset, is_accepted: true });
+                netback.messages.push_back(Response::Sent { count: 1 });
             }
-            // One that is no receive buffer was netback's own invention.
-            Request::Release { offset } => {
-                if offset.is_multiple_of(BUFFER_SIZE) && (POOL_SIZE / 2..POOL_SIZE).contains(&offset.into()) {
-                    netback.free.insert(offset);
-                }
-            }
+            Request::Release { count } => assert_eq!(netback.runs.release(count), Ok(())),
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Link for FakeLink {
 }
 
 /// The guest's interface.
-struct Card(Rc<RefCell<Netback>>);
+struct Card(Rc<RefCell<Netback>>, bool);
 struct CardRx(Vec<u8>);
 struct CardTx(Rc<RefCell<Netback>>);
 
@@ -140,7 +140,7 @@ impl Device for Card {
     type TxToken<'a> = CardTx;
 
     fn receive(&mut self, _: Instant) -> Option<(CardRx, CardTx)> {
-        let (frame, _) = self.0.borrow_mut().frames.pop_front()?;
+        let (_, frame) = self.0.borrow_mut().frames.pop_front()?;
         Some((CardRx(frame), CardTx(self.0.clone())))
     }
 
@@ -154,7 +154,8 @@ impl Device for Card {
         checksum.tcp = Checksum::None;
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = usize::from(FRAME_MAX);
+        capabilities.max_transmission_unit = PLAIN_MAX as usize;
+        capabilities.segmentation.tcpv4 = core::num::NonZeroUsize::new(if self.1 { 65_535 } else { 1514 });
         capabilities.checksum = checksum;
         capabilities
     }
@@ -172,19 +173,19 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new() -> Self {
-        let first = (POOL_SIZE / 2) as u32;
+    /// A guest that sends large segments as they are, or not.
+    pub fn new(has_offload: bool) -> Self {
         let netback = Rc::new(RefCell::new(Netback {
             pool: vec![0; POOL_SIZE as usize],
             messages: VecDeque::new(),
             frames: VecDeque::new(),
-            free: (0..BUFFERS as u32).map(|n| first + n * BUFFER_SIZE).collect(),
+            runs: Runs::new(RECEIVE_BASE),
             loses: None,
             moved: 0,
             is_broken: false,
         }));
         let station = Station::new(Port::new(FakeLink(netback.clone())), &STATION, 1, 0);
-        let mut card = Card(netback.clone());
+        let mut card = Card(netback.clone(), has_offload);
         let mut interface =
             Interface::new(Config::new(EthernetAddress(GUEST_MAC).into()), &mut card, Instant::ZERO);
         interface.update_ip_addrs(|ips| ips.push(IpCidr::new(IpAddress::v4(10, 77, 0, 2), 24)).unwrap());

@@ -15,7 +15,11 @@ fn request(operation: u8, count: u64) -> Vec<u8> {
 
 #[test]
 fn requests_of_every_kind_follow_each_other_on_one_connection() {
-    let mut bench = Bench::new();
+    every_kind(Bench::new(true));
+    every_kind(Bench::new(false));
+}
+
+fn every_kind(mut bench: Bench) {
     let client = bench.connect(5001);
     for count in [3u64, 0, 1_000_000] {
         bench.write(client, &request(b'T', count));
@@ -49,7 +53,7 @@ fn requests_of_every_kind_follow_each_other_on_one_connection() {
 
 #[test]
 fn six_connections_at_once_and_many_one_after_the_other() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for round in 0..5u8 {
         let clients: Vec<_> = (0..6).map(|_| bench.connect(5001)).collect();
         for &client in &clients {
@@ -70,7 +74,7 @@ fn six_connections_at_once_and_many_one_after_the_other() {
 
 #[test]
 fn who_stops_sending_still_gets_what_was_asked_for() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     let client = bench.connect(5001);
     bench.write(client, &request(b'R', 400_000));
     bench.socket(client).close();
@@ -81,7 +85,7 @@ fn who_stops_sending_still_gets_what_was_asked_for() {
 
 #[test]
 fn a_request_of_no_kind_breaks_the_connection_off() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for _ in 0..20 {
         let client = bench.connect(5001);
         bench.write(client, &request(b'X', 1));
@@ -92,7 +96,7 @@ fn a_request_of_no_kind_breaks_the_connection_off() {
 
 #[test]
 fn the_closing_port_accepts_and_closes_again_and_again() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for _ in 0..20 {
         let client = bench.connect(5003);
         for _ in 0..5 {
@@ -110,7 +114,7 @@ fn the_closing_port_accepts_and_closes_again_and_again() {
 
 #[test]
 fn a_guest_that_vanishes_frees_its_connection() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     for _ in 0..6 {
         let client = bench.connect(5001);
         bench.write(client, &request(b'L', 10));
@@ -130,7 +134,7 @@ fn a_guest_that_vanishes_frees_its_connection() {
 
 #[test]
 fn lost_frames_cost_time_but_no_byte() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(true);
     bench.netback.borrow_mut().loses = Some(11);
     let client = bench.connect(5001);
     bench.write(client, &request(b'T', 300_000));
@@ -142,4 +146,40 @@ fn lost_frames_cost_time_but_no_byte() {
     let text: Vec<u8> = (0..1000u32).map(|n| (n * 7) as u8).collect();
     bench.write(client, &text);
     assert_eq!(bench.read(client, 1000), text);
+}
+
+/// Of data without meaning only headers are copied; what stands before and behind them must not suffer.
+#[test]
+fn what_has_a_meaning_arrives_between_bytes_that_have_none() {
+    for (has_offload, loses) in [(true, None), (false, None), (true, Some(7)), (false, Some(7))] {
+        let mut bench = Bench::new(has_offload);
+        bench.netback.borrow_mut().pool.fill(0xee);
+        bench.netback.borrow_mut().loses = loses;
+        let client = bench.connect(5001);
+        let text: Vec<u8> = (0..3000u32).map(|n| (n * 13 % 251) as u8).collect();
+        for _ in 0..2 {
+            let mut stream = request(b'L', 3000);
+            stream.extend(&text);
+            stream.extend(request(b'T', 700_000));
+            stream.extend(vec![0x55; 700_000]);
+            stream.extend(request(b'R', 100_000));
+            stream.extend(request(b'L', 3000));
+            stream.extend(&text);
+            stream.extend(request(b'R', 500_000));
+            bench.write(client, &stream);
+            assert_eq!(bench.read(client, 3000), text);
+            assert_eq!(bench.read(client, 1), b"k");
+            bench.read(client, 100_000);
+            assert_eq!(bench.read(client, 3000), text);
+            bench.read(client, 500_000);
+        }
+        // And another client's bytes, while one takes and one gives.
+        let (taker, giver, echo) = (bench.connect(5001), client, bench.connect(5001));
+        bench.write(giver, &request(b'R', 600_000));
+        bench.write(taker, &request(b'T', 1_000_000));
+        bench.write(echo, &request(b'L', 3000));
+        bench.socket(taker).send_slice(&vec![1; 100_000]).unwrap();
+        bench.write(echo, &text);
+        assert_eq!(bench.read(echo, 3000), text);
+    }
 }
