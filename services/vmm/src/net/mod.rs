@@ -15,8 +15,10 @@
 pub mod packet;
 
 use heapless::Deque;
+use proto::counters::{BYTES_COPIED, NET_BYTES_IN, NET_BYTES_OUT, NET_FRAMES_IN, NET_FRAMES_OUT};
 use proto::net::{FRAMES_MAX, Frame, Net, Offloads, RECEIVE_BASE, Refusal, Request, Response, Runs};
 use rt::channel::{Client, SendError};
+use rt::counters;
 use rt::pool::Pool;
 
 use crate::blk::Unusable;
@@ -370,6 +372,10 @@ fn gather(guest: &Guest, pool: &Pool, offset: u32, packet: &Packet) -> Result<()
         copied.map_err(|_| BadGrant)?;
         at += usize::from(slot.size);
     }
+    let bytes = at.saturating_sub(offset as usize) as u64;
+    counters::inc(NET_FRAMES_OUT);
+    counters::add(NET_BYTES_OUT, bytes);
+    counters::add(BYTES_COPIED, bytes);
     Ok(())
 }
 
@@ -377,6 +383,9 @@ fn gather(guest: &Guest, pool: &Pool, offset: u32, packet: &Packet) -> Result<()
 fn scatter(guest: &Guest, rx: &mut FrontRing, pool: &Pool, frame: &Frame) {
     let mut flags = packet::rx_flags(frame.checksum, frame.segments);
     let mut extra = packet::rx_extra(frame.segments);
+    counters::inc(NET_FRAMES_IN);
+    counters::add(NET_BYTES_IN, u64::from(frame.len));
+    counters::add(BYTES_COPIED, u64::from(frame.len));
     let (mut at, mut rest) = (frame.offset as usize, frame.len as usize);
     while rest > 0 {
         let len = rest.min(PAGE);
