@@ -6,14 +6,11 @@ extern crate alloc;
 
 mod device;
 
-use alloc::vec::Vec;
-
 use blkback::{Attachment, Backend, Client, Disk, Gone};
 use proto::blk::{Blk, Direction, Request, Response};
 use proto::channel::{ChannelInfo, ChannelKind, Region};
 use proto::{counters, supervise};
 use rt::channel::Server;
-use rt::counters::{add, inc};
 use rt::supervise::Supervisor;
 use rt::time::Clock;
 use virtio_domain::hal;
@@ -60,14 +57,14 @@ impl Client for Ring {
 fn count(request: &Request) {
     match *request {
         Request::Open => {}
-        Request::Flush { .. } => inc(counters::BLK_FLUSHES),
+        Request::Flush { .. } => rt::counters::inc(counters::BLK_FLUSHES),
         Request::Transfer { direction: Direction::Read, len, .. } => {
-            inc(counters::BLK_READS);
-            add(counters::BLK_BYTES_READ, u64::from(len));
+            rt::counters::inc(counters::BLK_READS);
+            rt::counters::add(counters::BLK_BYTES_READ, u64::from(len));
         }
         Request::Transfer { direction: Direction::Write, len, .. } => {
-            inc(counters::BLK_WRITES);
-            add(counters::BLK_BYTES_WRITTEN, u64::from(len));
+            rt::counters::inc(counters::BLK_WRITES);
+            rt::counters::add(counters::BLK_BYTES_WRITTEN, u64::from(len));
         }
     }
 }

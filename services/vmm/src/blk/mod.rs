@@ -310,6 +310,7 @@ impl Disk {
             }
             let entry = front.ring.peek(0);
             front.ring.take(1);
+            self.pace.took();
             self.take_request(guest, &volume, &entry);
         }
         // There may be more: come back without being asked.

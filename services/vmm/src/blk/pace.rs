@@ -15,11 +15,13 @@ pub struct Pace {
     until_attempt: u32,
     /// Requests have been put off.
     is_waiting: bool,
+    /// Requests that were served meanwhile for another reason.
+    found: u32,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { until_attempt: BETWEEN_ATTEMPTS, is_waiting: false }
+        Self { until_attempt: BETWEEN_ATTEMPTS, is_waiting: false, found: 0 }
     }
 }
 
@@ -31,19 +33,29 @@ impl Pace {
         if requests != 1 && !self.is_waiting {
             return false;
         }
-        if self.until_attempt > 0 && !self.is_waiting {
+        if self.is_waiting {
+            return true;
+        }
+        if self.until_attempt > 0 {
             self.until_attempt -= 1;
             return false;
         }
-        self.is_waiting = true;
+        (self.is_waiting, self.found) = (true, 0);
         true
+    }
+
+    /// A request is taken from the ring.
+    #[inline]
+    pub fn took(&mut self) {
+        self.found = self.found.saturating_add(1);
     }
 
     /// What was put off is served now: `requests` are in the ring.
     #[inline]
     pub fn caught_up(&mut self, requests: u32) {
         if core::mem::take(&mut self.is_waiting) {
-            self.until_attempt = if requests > 1 { 0 } else { BETWEEN_ATTEMPTS };
+            let found = requests.saturating_add(self.found);
+            self.until_attempt = if found > 1 { 0 } else { BETWEEN_ATTEMPTS };
         }
     }
 }
@@ -78,6 +90,19 @@ mod tests {
         assert_eq!(served_at_once(&mut pace, 100, 8), 0);
         assert_eq!(served_at_once(&mut pace, 1, 1), 0);
         assert_eq!(served_at_once(&mut pace, BETWEEN_ATTEMPTS, 1), BETWEEN_ATTEMPTS);
+    }
+
+    #[test]
+    fn what_a_completion_brought_along_counts() {
+        let mut pace = Pace::default();
+        assert_eq!(served_at_once(&mut pace, BETWEEN_ATTEMPTS, 1), BETWEEN_ATTEMPTS);
+        assert!(pace.puts_off(1) && pace.puts_off(1));
+        pace.took();
+        pace.took();
+        pace.caught_up(0);
+        assert!(pace.puts_off(1), "the guest goes on asking");
+        pace.caught_up(1);
+        assert!(!pace.puts_off(1), "what was found before does not count again");
     }
 
     #[test]
