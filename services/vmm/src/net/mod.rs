@@ -355,6 +355,7 @@ impl Vif {
                 self.is_urgent = true;
                 inc(counters::NET_FRAMES_OUT);
                 add(counters::NET_BYTES_OUT, u64::from(len));
+                add(counters::BYTES_COPIED, u64::from(len));
                 if !self.send(&Request::Send(Frame { offset, len, checksum, segments })) {
                     self.link = None;
                 }
@@ -384,6 +385,7 @@ impl Vif {
                 scatter(guest, &mut front.rx, &self.pool, &frame);
                 inc(counters::NET_FRAMES_IN);
                 add(counters::NET_BYTES_IN, u64::from(frame.len));
+                add(counters::BYTES_COPIED, u64::from(frame.len));
             }
             self.waiting.pop_front();
             self.done_with(&frame);
