@@ -187,8 +187,8 @@ fn a_manifest_without_vmm_adds_to_the_shipped_one() {
     let names: Vec<_> = manifest.services.iter().map(|s| s.name.get_ref().as_str()).collect();
     assert_eq!(names, ["console", "xenstore", "blkback", "netback", "toolstack", "peer"]);
     // Problems have their places in the text that they are in.
-    let row = station.lines().position(|l| l == "priority = 5").unwrap() + 1;
-    let message = problems(&station.replace("priority = 5", "priority = 64"));
+    let row = station.lines().position(|l| l == "priority = 30").unwrap() + 1;
+    let message = problems(&station.replace("priority = 30\n", "priority = 64\n"));
     assert!(message.starts_with(&format!("system.toml:{row}:12: error: priority is 64;")), "{message}");
     let message = problems(&station.replace("name = \"peer\"", "name = \"console\""));
     assert!(

@@ -22,8 +22,9 @@ impl Protocol for Blk {
     const SLOTS: usize = 64;
 }
 
-/// Bytes of the pool of a blk channel.
-pub const POOL_SIZE: u64 = 512 * 1024;
+/// Bytes of the pool of a blk channel: two of the largest transfers, so that the device works on one while the
+/// other is copied.
+pub const POOL_SIZE: u64 = 2 * TRANSFER_MAX as u64;
 /// Bytes of a sector in [`Request`] and [`Response`], whatever the device's own.
 pub const SECTOR: u64 = 512;
 /// Requests that a client may have in flight.

@@ -82,9 +82,9 @@ counters! {
     BLK_BYTES_WRITTEN = 36, "blk_bytes_written";
     /// Block devices: notifications (of a VMM by its guest; of a device by blkback).
     BLK_NOTIFICATIONS = 37, "blk_notifications";
-    /// Network devices: frames that left the guest (netback: through the uplink).
+    /// Network devices: frames that left the guest (netback: all its guests).
     NET_FRAMES_OUT = 40, "net_frames_out";
-    /// Network devices: frames delivered to the guest (netback: from the uplink).
+    /// Network devices: frames delivered to the guest (netback: to all its guests).
     NET_FRAMES_IN = 41, "net_frames_in";
     /// Network devices: bytes of the frames out.
     NET_BYTES_OUT = 42, "net_bytes_out";

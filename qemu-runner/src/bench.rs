@@ -27,6 +27,7 @@ use goals::Group;
 use plots::{Moment, Split};
 use report::{Figure, Row};
 use select::Selection;
+use standard::split::{self, Cost};
 
 /// What every measurement needs to know.
 #[derive(Debug, Clone, Copy)]
@@ -53,13 +54,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         progress: Progress::Shown,
     };
     let Measured { rows, boot, requests } = measure(&selection, setting)?;
-    print!("{}", report::table(&rows));
+    print!("{}{}", report::table(&rows), split::table(&requests));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::Died(e.to_string()))?;
         std::fs::write(path, text + "\n").map_err(Error::path(path))?;
     }
     if let Some(dir) = &args.plots {
-        plots::write(dir, &rows, &[splits(&rows), requests].concat(), &boot)?;
+        let pictured = requests.iter().map(Cost::split).collect();
+        plots::write(dir, &rows, &[splits(&rows), pictured].concat(), &boot)?;
     }
     let Some(before) = before else { return Ok(()) };
     let changes = baseline::compare(&before, &rows);
@@ -74,8 +76,8 @@ pub struct Measured {
     pub rows: Vec<Row>,
     /// How the machine with the guest came up, if there was one.
     pub boot: Vec<Moment>,
-    /// What requests of a guest cost, by domain.
-    pub requests: Vec<Split>,
+    /// What requests of a guest cost.
+    pub requests: Vec<Cost>,
 }
 
 /// Measures what was asked for, in the table's order.
@@ -106,7 +108,7 @@ pub fn measure(selection: &Selection, setting: Setting<'_>) -> Result<Measured, 
     let wanted = figures.into_iter().filter(|figure| selection.has(figure.name));
     let mut rows = wanted.map(Row::of).collect::<Result<Vec<Row>, Error>>()?;
     report::sort(&mut rows);
-    Ok(Measured { rows, boot: guest.boot, requests: guest.splits })
+    Ok(Measured { rows, boot: guest.boot, requests: guest.costs })
 }
 
 /// What each crossing costs, by part: what the kernel takes stands in the group `paths`, the rest of what the

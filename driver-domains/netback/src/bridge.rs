@@ -53,6 +53,10 @@ pub struct Bridge<L, U> {
     turn: usize,
     uplink: Option<U>,
     uplink_patience: Patience,
+    /// The NIC signalled, or has frames that were not taken yet.
+    is_uplink_ready: bool,
+    /// The NIC was given frames or buffers that it was not told of.
+    is_uplink_touched: bool,
     frame: Box<[u8]>,
 }
 
@@ -73,6 +77,8 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
             turn: 0,
             uplink,
             uplink_patience: Patience::default(),
+            is_uplink_ready: true,
+            is_uplink_touched: true,
             frame: alloc::vec![0; PLAIN_MAX as usize].into_boxed_slice(),
         }
     }
@@ -129,6 +135,7 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
     /// These signals came: the vifs that they may be from are served next.
     #[inline]
     pub fn signalled(&mut self, signals: u64) {
+        self.is_uplink_ready |= self.uplink.as_ref().is_some_and(|uplink| uplink.signals() & signals != 0);
         for index in 0..self.vifs.len() {
             if self.vifs.get(index).is_some_and(|vif| vif.link.signals() & signals != 0) {
                 self.make_ready(index);
@@ -157,8 +164,13 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
                 break;
             }
         }
-        has_more |= self.receive_from_uplink(now_ns);
-        if let Some(uplink) = &mut self.uplink {
+        if self.is_uplink_ready {
+            self.is_uplink_ready = self.receive_from_uplink(now_ns);
+            has_more |= self.is_uplink_ready;
+        }
+        if core::mem::take(&mut self.is_uplink_touched)
+            && let Some(uplink) = &mut self.uplink
+        {
             uplink.kick();
         }
         for index in self.touched.drain(..) {
@@ -170,6 +182,7 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
     }
 
     fn receive_from_uplink(&mut self, now_ns: u64) -> bool {
+        self.is_uplink_touched = true;
         for _ in 0..UPLINK_BATCH {
             let Some(uplink) = &mut self.uplink else { return false };
             let Some(len) = uplink.receive(&mut self.frame) else { return false };
@@ -325,6 +338,10 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
         // A frame never goes back to where it came from.
         let Ok([from, vif]) = self.vifs.get_disjoint_mut([from, target]) else { return Delivery::Done };
         let delivery = vif.forward(&from.link, pending, now_ns, may_wait, &mut self.frame);
+        if delivery == Delivery::Wait {
+            // It may have given memory back without a signal.
+            self.make_ready(target);
+        }
         if self.touched.last() != Some(&target) {
             self.touched.push(target);
         }
@@ -336,6 +353,7 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
         let (Some(uplink), Some(vif)) = (&mut self.uplink, self.vifs.get_mut(index)) else {
             return Delivery::Done;
         };
+        self.is_uplink_touched = true;
         while pending.segment < pending.plain_count() {
             let len = pending.plain(pending.segment, &vif.link, &mut self.frame);
             let frame = len.and_then(|len| self.frame.get(..len)).unwrap_or(&[]);

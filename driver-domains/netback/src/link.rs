@@ -41,6 +41,8 @@ pub trait Uplink {
     fn transmit(&mut self, frame: &[u8]) -> bool;
     /// Copies the next received frame out: its length.
     fn receive(&mut self, out: &mut [u8]) -> Option<usize>;
+    /// Signals that the device's interrupts set.
+    fn signals(&self) -> u64;
     /// Tells the device about frames to send and free buffers.
     fn kick(&mut self);
 }

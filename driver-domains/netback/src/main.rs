@@ -10,9 +10,13 @@ mod nic;
 use netback::bridge::{Attachment, Bridge, RETRY_NS};
 use netback::link::{Gone, Link};
 use proto::channel::{ChannelInfo, ChannelKind};
+use proto::counters::{
+    BYTES_COPIED, NET_BYTES_IN, NET_BYTES_OUT, NET_FORWARDED, NET_FRAMES_IN, NET_FRAMES_OUT,
+};
 use proto::net::{Net, POOL_SIZE, Request, Response};
 use proto::supervise;
 use rt::channel::Server;
+use rt::counters;
 use rt::pool::Pool;
 use rt::supervise::Supervisor;
 use rt::time::Clock;
@@ -32,13 +36,22 @@ struct Ring {
 
 impl Link for Ring {
     fn receive(&mut self) -> Result<Option<Request>, Gone> {
-        self.server.receive().map_err(|error| {
+        let request = self.server.receive().map_err(|error| {
             log::warn!("net channel of {}: {error}", self.server.info().peer_name);
             Gone
-        })
+        })?;
+        if let Some(Request::Send(frame)) = &request {
+            counters::inc(NET_FRAMES_OUT);
+            counters::add(NET_BYTES_OUT, u64::from(frame.len));
+        }
+        Ok(request)
     }
 
     fn send(&mut self, response: &Response) -> Result<(), Gone> {
+        if let Response::Receive(frame) = response {
+            counters::inc(NET_FRAMES_IN);
+            counters::add(NET_BYTES_IN, u64::from(frame.len));
+        }
         self.server.send(response).map_err(|error| {
             log::warn!("net channel of {}: {error}", self.server.info().peer_name);
             Gone
@@ -58,14 +71,18 @@ impl Link for Ring {
     }
 
     fn read(&self, offset: u32, out: &mut [u8]) -> bool {
+        counters::add(BYTES_COPIED, out.len() as u64);
         self.pool.read(offset as usize, out).is_ok()
     }
 
     fn write(&self, offset: u32, bytes: &[u8]) -> bool {
+        counters::add(BYTES_COPIED, bytes.len() as u64);
         self.pool.write(offset as usize, bytes).is_ok()
     }
 
     fn copy(&self, offset: u32, to: &Self, to_offset: u32, len: u32) -> bool {
+        counters::inc(NET_FORWARDED);
+        counters::add(BYTES_COPIED, u64::from(len));
         self.pool.copy_to(offset as usize, &to.pool, to_offset as usize, len as usize).is_ok()
     }
 }

@@ -87,6 +87,7 @@ pub struct Nic {
     transmit: Direction,
     is_waiting_for_room: bool,
     is_broken: bool,
+    signals: u64,
 }
 
 impl Nic {
@@ -112,7 +113,9 @@ impl Nic {
         transport.check_vectors().map_err(|error| format!("{error}"))?;
         transmit.queue.set_interrupts(false);
         transport.finish_init();
-        let mut nic = Self { transport, receive, transmit, is_waiting_for_room: false, is_broken: false };
+        let signals = device.vectors.iter().fold(0, |all, signals| all | signals);
+        let mut nic =
+            Self { transport, receive, transmit, is_waiting_for_room: false, is_broken: false, signals };
         while let Some(buffer) = nic.receive.free.pop() {
             nic.receive.post(buffer).map_err(|error| format!("its queue refused a buffer: {error:?}"))?;
         }
@@ -196,6 +199,10 @@ impl Uplink for Nic {
             self.give_up();
             None
         })
+    }
+
+    fn signals(&self) -> u64 {
+        self.signals
     }
 
     fn kick(&mut self) {

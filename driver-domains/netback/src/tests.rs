@@ -165,6 +165,9 @@ impl Uplink for FakeUplink {
         out[..len].copy_from_slice(&frame[..len]);
         Some(frame.len())
     }
+    fn signals(&self) -> u64 {
+        1
+    }
     fn kick(&mut self) {}
 }
 

@@ -49,8 +49,8 @@ fn change(before: Option<&Row>, row: &Row) -> Change {
         true => u128::from(now) * 100 < u128::from(before) * u128::from(100 - TOLERANCE),
         false => u128::from(now) * 100 > u128::from(before) * u128::from(100 + TOLERANCE),
     });
-    // More code is no regression by itself.
-    let is_worse = is_worse && row.group != "lines";
+    // More code is no regression by itself, and a disk on the host answers at the host's time.
+    let is_worse = is_worse && row.group != "lines" && !row.name.starts_with("virtio-");
     Change { name: row.name.clone(), before, now, percent: grown, is_worse }
 }
 
@@ -97,14 +97,22 @@ mod tests {
 
     #[test]
     fn worse_depends_on_the_direction_and_the_tolerance() {
-        let before = [row("round-trip", 1000), row("tcp-in", 1000), row("lines-vmm", 1000)];
+        let before = [
+            row("round-trip", 1000),
+            row("tcp-in", 1000),
+            row("lines-vmm", 1000),
+            row("virtio-read-1m-qd1", 9),
+        ];
         let is_worse = |now: &[Row]| -> Vec<bool> {
             compare(&before, now).iter().map(|change| change.is_worse).collect()
         };
         assert_eq!(is_worse(&[row("round-trip", 1030), row("tcp-in", 970)]), [false, false]);
         assert_eq!(is_worse(&[row("round-trip", 1031), row("tcp-in", 969)]), [true, true]);
         assert_eq!(is_worse(&[row("round-trip", 500), row("tcp-in", 2000)]), [false, false]);
-        assert_eq!(is_worse(&[row("lines-vmm", 2000), row("poll", 5)]), [false, false]);
+        assert_eq!(
+            is_worse(&[row("lines-vmm", 2000), row("virtio-read-1m-qd1", 10), row("poll", 5)]),
+            [false; 3]
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! server in their hosts.
 
 pub mod readings;
-mod split;
+pub mod split;
 pub mod work;
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use image_builder::machine::workspace_root;
 
 use crate::Error;
-use crate::bench::plots::{Moment, Split};
+use crate::bench::plots::Moment;
 use crate::bench::report::Figure;
 use crate::bench::select::Selection;
 use crate::bench::{Setting, boot};
@@ -22,6 +22,7 @@ use crate::guest::standard::{self, NAME};
 use crate::machine::{Guest, Machine};
 use crate::session::{Request, Session};
 use readings::Readings;
+use split::Cost;
 use work::{Source, Work};
 
 /// How often the guest measures everything.
@@ -47,8 +48,8 @@ pub struct Measured {
     pub figures: Vec<Figure>,
     /// What happened when in the shipped system, from its reset on, if it was booted.
     pub boot: Vec<Moment>,
-    /// What each request costs, by domain.
-    pub splits: Vec<Split>,
+    /// What each request costs.
+    pub costs: Vec<Cost>,
 }
 
 /// Boots and measures what is selected of the figures of [`work`] and [`boot`].
@@ -93,9 +94,9 @@ fn shipped(
         command(&mut shell, DISK_UP, setting.timeout)?;
     }
     for source in image {
-        let split = split::measure(&bench.machine, &mut shell, source, setting.timeout)?;
-        measured.figures.push(Figure::new(source.figure, split.parts.iter().map(|part| part.1).sum()));
-        measured.splits.push(split);
+        let cost = split::measure(&bench.machine, &mut shell, source, setting.timeout)?;
+        measured.figures.push(Figure::new(source.figure, cost.total()));
+        measured.costs.push(cost);
     }
     bench.end()
 }
@@ -116,7 +117,7 @@ fn in_memory(
         command(&mut shell, up, setting.timeout)?;
         measured.figures.extend(run(&mut shell, sources, setting.timeout)?);
         for source in sources {
-            measured.splits.push(split::measure(&bench.machine, &mut shell, source, setting.timeout)?);
+            measured.costs.push(split::measure(&bench.machine, &mut shell, source, setting.timeout)?);
         }
     }
     bench.end()

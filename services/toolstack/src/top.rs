@@ -150,8 +150,7 @@ pub(crate) fn page(before: &Sample, after: &Sample) -> String {
                 "\nNAME              BLK/s   KiB/s   NET/s   KiB/s  EXIT/s  KERN/s  exits by reason\n",
             );
         }
-        let _ok = writeln!(
-            text,
+        let row = format!(
             "{:<14} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7} {}",
             name(rates.after),
             short(blk),
@@ -162,6 +161,8 @@ pub(crate) fn page(before: &Sample, after: &Sample) -> String {
             short(kernel_exits),
             rates.reasons(),
         );
+        text.push_str(row.trim_end());
+        text.push('\n');
     }
     text
 }

@@ -242,7 +242,7 @@ impl Devices {
     /// Serves until nothing is left to do: see the invariant above.
     #[inline]
     pub fn settle(&mut self, guest: &mut Guest) {
-        guest.events.kicks |= core::mem::take(&mut guest.events.later);
+        guest.events.expire(rt::time::tsc);
         while guest.events.kicks != 0 || self.armed | self.blocked != self.all {
             self.settle_once(guest);
         }

@@ -80,8 +80,12 @@ pub struct Events {
     pub kicks: u64,
     /// An upcall was announced that the guest was not seen to have taken.
     has_news: Cell<bool>,
-    /// Devices that are to be served after the guest's next exit, or before it sleeps.
-    pub later: u64,
+    /// Devices that hold a notice back until [`Self::held_until`].
+    held: u64,
+    /// Those of them that do so only until the guest sleeps.
+    held_awake: u64,
+    /// The TSC at which devices that hold a notice back are to be served; 0: there are none.
+    pub held_until: u64,
 }
 
 impl Events {
@@ -94,7 +98,9 @@ impl Events {
             vcpus: (0..vcpus).map(info).collect(),
             kicks: 0,
             has_news: Cell::new(false),
-            later: 0,
+            held: 0,
+            held_awake: 0,
+            held_until: 0,
         }
     }
 
@@ -239,6 +245,54 @@ impl Events {
             Binding::Virq(_) | Binding::Free => return Err(Errno::Invalid),
         }
         Ok(())
+    }
+
+    /// A device has a notice for the guest that can wait until `until_tsc`; `is_awake`: and until it sleeps.
+    pub fn hold(&mut self, device: u8, until_tsc: u64, is_awake: bool) {
+        let bit = 1 << (device % DEVICES_MAX);
+        self.held |= bit;
+        if is_awake {
+            self.held_awake |= bit;
+        }
+        if self.held_until == 0 || until_tsc < self.held_until {
+            self.held_until = until_tsc;
+        }
+    }
+
+    /// Whether a device's notice can still wait.
+    pub fn holds(&self, device: u8) -> bool {
+        self.held & 1 << (device % DEVICES_MAX) != 0
+    }
+
+    /// The device has given its notice.
+    pub fn unhold(&mut self, device: u8) {
+        self.unhold_all(1 << (device % DEVICES_MAX));
+    }
+
+    fn unhold_all(&mut self, devices: u64) {
+        self.held &= !devices;
+        self.held_awake &= !devices;
+        if self.held == 0 {
+            self.held_until = 0;
+        }
+    }
+
+    /// Has the devices served whose notices cannot wait any more at this time.
+    #[inline]
+    pub fn expire(&mut self, tsc: impl FnOnce() -> u64) {
+        if self.held_until != 0 && tsc() >= self.held_until {
+            self.kicks |= self.held;
+            self.unhold_all(u64::MAX);
+        }
+    }
+
+    /// Has the devices served whose notices cannot wait when the guest sleeps; whether there are any.
+    #[inline]
+    pub fn expire_asleep(&mut self) -> bool {
+        let devices = self.held_awake;
+        self.kicks |= devices;
+        self.unhold_all(devices);
+        devices != 0
     }
 
     #[inline]
@@ -428,6 +482,22 @@ mod tests {
         assert_eq!(events.send(port), Err(Errno::Invalid));
         events.unbind_device(port, 5);
         assert_eq!(events.status(port).unwrap().status, 0);
+    }
+
+    #[test]
+    fn a_held_notice_is_due_in_time_or_when_the_guest_sleeps() {
+        let (_memory, mut events) = events();
+        events.hold(33, 500, false);
+        events.hold(34, 400, true);
+        events.expire(|| 399);
+        assert!(events.kicks == 0 && events.holds(33) && events.holds(34));
+        assert!(events.expire_asleep() && !events.expire_asleep());
+        assert!(events.kicks == 1 << 34 && !events.holds(34) && events.held_until == 400);
+        events.expire(|| 400);
+        assert_eq!((events.kicks, events.held_until), (3 << 33, 0));
+        events.hold(33, 500, true);
+        events.unhold(33);
+        assert_eq!(events.held_until, 0);
     }
 
     #[test]

@@ -400,7 +400,7 @@ mod tests {
         machine.guest.callback = Some(0xf3);
         machine.guest.memory.write(GuestPhys(0x9000), &7u32.to_le_bytes()).unwrap();
         let ipi = machine.guest.events.bind_ipi(0).unwrap();
-        let mut call = |machine: &mut Machine<_>, vcpu: &mut Vcpu, number: u64, arguments: [u64; 2]| {
+        let call = |machine: &mut Machine<_>, vcpu: &mut Vcpu, number: u64, arguments: [u64; 2]| {
             let mut state = exit(VMMCALL);
             (state.efer, state.cs_attributes) = (0x500, 0x200);
             state.gprs[gpr::RAX] = number;

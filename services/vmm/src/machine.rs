@@ -232,25 +232,33 @@ pub struct Vcpu {
 #[derive(Debug)]
 pub struct Lengths([(u64, u64, u8); LENGTHS]);
 
-/// Places that [`Lengths`] keeps.
-const LENGTHS: usize = 16;
+/// Places that [`Lengths`] keeps; a power of two. An instruction has a place and the one beside it.
+const LENGTHS: usize = 32;
 
 impl Lengths {
     #[inline]
     fn index(rip: u64) -> usize {
-        (rip >> 2 ^ rip >> 8) as usize % LENGTHS
+        /// 2^64 divided by the golden ratio: addresses that differ little are spread.
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        (rip.wrapping_mul(SPREAD) >> (64 - LENGTHS.trailing_zeros())) as usize % LENGTHS
     }
 
     /// The length of the instruction at `rip`, if it was measured.
     #[inline]
     pub fn get(&self, rip: u64, cr3: u64) -> Option<u8> {
-        let (at, space, len) = self.0[Self::index(rip)];
-        (at == rip && space == cr3 && len != 0).then_some(len)
+        let index = Self::index(rip);
+        let found = |&(at, space, len): &(u64, u64, u8)| {
+            if at == rip && space == cr3 && len != 0 { Some(len) } else { None }
+        };
+        found(&self.0[index]).or_else(|| found(&self.0[index ^ 1]))
     }
 
     /// Keeps a length.
     pub fn set(&mut self, rip: u64, cr3: u64, len: u8) {
-        self.0[Self::index(rip)] = (rip, cr3, len);
+        let index = Self::index(rip);
+        // What was here moves over, so that two that share a place do not drive each other out.
+        self.0[index ^ 1] = self.0[index];
+        self.0[index] = (rip, cr3, len);
     }
 }
 
@@ -377,9 +385,7 @@ impl<P: Platform> Machine<P> {
     /// that was not before, no timer changed. The common answer, found by three words.
     #[inline]
     pub fn is_settled(&self, vcpu: &Vcpu) -> bool {
-        self.guest.events.kicks | self.guest.events.later == 0
-            && !self.guest.events.has_news()
-            && !vcpu.has_news
+        self.guest.events.kicks == 0 && !self.guest.events.has_news() && !vcpu.has_news
     }
 
     /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`], or a device its turn; 0: never.
@@ -390,7 +396,8 @@ impl<P: Platform> Machine<P> {
             Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
             _ => 0,
         };
-        earlier(earlier(vcpu.timer, poll), self.guest.put_off_until())
+        let devices = earlier(self.guest.put_off_until(), self.guest.events.held_until);
+        earlier(earlier(vcpu.timer, poll), devices)
     }
 }
 
@@ -400,4 +407,22 @@ pub fn sentence(text: core::fmt::Arguments<'_>) -> Text<200> {
     // Too long a sentence is cut.
     let _ = core::fmt::write(&mut out, text);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two instructions that exit in turn were measured each time when their addresses shared a place.
+    #[test]
+    fn two_instructions_that_share_a_place_are_both_kept() {
+        let at = 0x40_1000;
+        let shares = |other: &u64| Lengths::index(*other) == Lengths::index(at);
+        let other = (at + 1..).find(shares).unwrap();
+        let mut lengths = Vcpu::new(0).lengths;
+        lengths.set(at, 7, 2);
+        lengths.set(other, 7, 3);
+        assert_eq!((lengths.get(at, 7), lengths.get(other, 7)), (Some(2), Some(3)));
+        assert_eq!((lengths.get(at, 8), lengths.get(at + 1, 7)), (None, None));
+    }
 }

@@ -329,7 +329,7 @@ impl Vmm {
             self.devices.catch_up(&mut self.machine.guest, self.vcpu.wait != Wait::None);
             self.devices.settle(&mut self.machine.guest);
             if self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu) {
-                if self.machine.guest.events.later != 0 {
+                if self.machine.guest.events.expire_asleep() {
                     continue;
                 }
                 self.set_timer();

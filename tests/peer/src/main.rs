@@ -49,6 +49,7 @@ fn main(env: rt::Env) -> ! {
     let mut supervisor = Supervisor::new(&env);
     let clock = Clock::new(env.info.tsc_khz);
     let mut station = station(&env, clock.now_ns());
+    let rest_ticks = clock.ns_to_tsc(1000 * number(&env, "rest-us", 0));
     supervisor.ready();
     let mut was_opening = true;
     // The deadline that the timer is set to, 0 for none.
@@ -67,6 +68,15 @@ fn main(env: rt::Env) -> ! {
         let is_gone = port.is_gone();
         port.link().client.flush();
         supervisor.flush();
+        if rest_ticks > 0 && station.can_rest() {
+            // Netback is not asked for a signal.
+            timer_ns = 0;
+            let rest = rt::sys::event_timer(env.info.event, tsc() + rest_ticks, env.info.timer_signals);
+            if rest.and_then(|()| rt::sys::event_wait(env.info.event)).is_ok() {
+                continue;
+            }
+        }
+        let port = station.port();
         // A broken channel is never empty: only supervision goes on then.
         let is_quiet = is_gone || port.link().client.prepare_sleep().unwrap_or(true);
         if !(supervisor.prepare_sleep() & is_quiet) {
@@ -87,6 +97,17 @@ fn main(env: rt::Env) -> ! {
     }
 }
 
+/// The number that an option gives.
+fn number(env: &rt::Env, key: &str, default: u64) -> u64 {
+    match env.option(key).map(str::parse::<u32>) {
+        None => default,
+        Some(Ok(number)) => number.into(),
+        Some(Err(_)) => {
+            rt::exit_failed("options port, closing-port and rest-us: write a number, as in port=5001")
+        }
+    }
+}
+
 fn station(env: &rt::Env, now_ns: u64) -> Station<Ring> {
     let Some(info) = env.channel(ChannelKind::Net) else { rt::exit_failed("there is no net channel") };
     if info.pool.len < POOL_SIZE {
@@ -96,12 +117,11 @@ fn station(env: &rt::Env, now_ns: u64) -> Station<Ring> {
     let Ok(ip) = env.option("ip").unwrap_or("10.77.0.1/24").parse() else {
         rt::exit_failed("option ip: write it as in ip=10.77.0.1/24")
     };
-    let number = |key: &str, default: u16| match env.option(key).map(str::parse) {
-        None => default,
-        Some(Ok(port)) if port != 0 => port,
-        Some(_) => rt::exit_failed("options port and closing-port: write a TCP port, as in port=5001"),
+    let port = |key: &str, default: u64| match u16::try_from(number(env, key, default)) {
+        Ok(port) if port != 0 => port,
+        _ => rt::exit_failed("options port and closing-port: write a TCP port, as in port=5001"),
     };
-    let (port, closing_port) = (number("port", 5001), number("closing-port", 5003));
+    let (port, closing_port) = (port("port", 5001), port("closing-port", 5003));
     let address = Address { mac: info.mac, ip, port, closing_port };
     log::info!("{ip} at TCP ports {port} and {closing_port}");
     Station::new(Port::new(Ring { client, pool: Pool::from_region(info.pool) }), &address, tsc(), now_ns)

@@ -133,6 +133,9 @@ impl<L: Link> Port<L> {
 
     /// Takes what netback sent; not more than a ring full.
     pub fn take_messages(&mut self) {
+        if self.outward.is_gone {
+            return;
+        }
         for _ in 0..Net::SLOTS {
             let is_right = match self.outward.link.receive() {
                 Ok(None) => return,

@@ -33,13 +33,15 @@ pub struct Session {
     request: [u8; REQUEST],
     /// Bytes of the request that are there.
     filled: usize,
+    /// Bytes of the request that is carried out.
+    count: u64,
     /// Bytes of any content that were queued last, one after the other.
     filler: u64,
 }
 
 impl Default for Session {
     fn default() -> Self {
-        Self { work: Work::Request, request: [0; REQUEST], filled: 0, filler: 0 }
+        Self { work: Work::Request, request: [0; REQUEST], filled: 0, count: 0, filler: 0 }
     }
 }
 
@@ -60,6 +62,12 @@ impl Session {
     /// Whether the next `len` bytes of the client are thrown away, whatever they are.
     pub fn discards(&self, len: usize) -> bool {
         matches!(self.work, Work::Take(left) if left >= len as u64)
+    }
+
+    /// Whether the client is in the middle of sending a lot: it has sent `margin` bytes and has as many left, so it
+    /// goes on without an answer to each segment.
+    pub fn is_in_full_flow(&self, margin: u64) -> bool {
+        matches!(self.work, Work::Take(left) if left >= margin && self.count - left >= margin)
     }
 
     /// Whether everything that is on its way to the client may have any content.
@@ -84,6 +92,7 @@ impl Session {
                 self.filled = 0;
                 let [operation, count @ ..] = self.request;
                 let count = u64::from_le_bytes(count);
+                self.count = count;
                 self.work = match operation {
                     b'T' => Work::Take(count),
                     b'R' => Work::Give(count),

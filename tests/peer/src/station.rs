@@ -21,6 +21,8 @@ const CONNECTIONS: usize = 6;
 const CLOSING: usize = 2;
 /// Bytes of a connection's buffer, each way.
 const BUFFER: usize = 256 * 1024;
+/// Bytes after which a client's congestion window is open.
+const FULL_FLOW: u64 = BUFFER as u64;
 /// Bytes of a buffer that holds nothing.
 const SMALL: usize = 64;
 /// A client that answers nothing for so long is gone.
@@ -76,6 +78,8 @@ pub struct Station<L: Link> {
     sockets: SocketSet<'static>,
     services: [Service; 2],
     connections: Vec<Connection>,
+    /// The last poll found a frame.
+    has_received: bool,
 }
 
 fn instant(now_ns: u64) -> Instant {
@@ -120,7 +124,7 @@ impl<L: Link> Station<L> {
         ];
         let sockets = SocketSet::new(Vec::with_capacity(CONNECTIONS + CLOSING));
         let connections = Vec::with_capacity(CONNECTIONS + CLOSING);
-        let mut station = Self { port, interface, sockets, services, connections };
+        let mut station = Self { port, interface, sockets, services, connections, has_received: false };
         station.listen();
         station
     }
@@ -130,6 +134,12 @@ impl<L: Link> Station<L> {
         &mut self.port
     }
 
+    /// Whether the last poll brought data of a client that goes on sending without an answer to each segment: a
+    /// little later several can be handled at once, as a NIC moderates its interrupts.
+    pub fn can_rest(&self) -> bool {
+        self.has_received && self.connections.iter().any(|c| c.session.is_in_full_flow(FULL_FLOW))
+    }
+
     /// Receives, serves and sends all that can be now.
     pub fn poll(&mut self, now_ns: u64) {
         let now = instant(now_ns);
@@ -137,11 +147,13 @@ impl<L: Link> Station<L> {
         // No more than a window full can be accepted.
         let mut connections = self.connections.iter();
         self.port.set_discarding(connections.all(|connection| connection.session.discards(BUFFER)));
+        self.has_received = false;
         loop {
             let received = self.interface.poll_ingress_single(now, &mut self.port, &mut self.sockets);
             if received == PollIngressSingleResult::None {
                 break;
             }
+            self.has_received = true;
             self.accept();
         }
         self.port.give_back();

@@ -117,19 +117,26 @@ fn finish(caller: &'static Thread, answer: Answer) -> Returned {
     match answer {
         Ok(Outcome::Value(value)) => Returned { status: 0, value },
         Err(error) => Returned { status: error as u64, value: 0 },
-        Ok(Outcome::Handover(next)) => cpu::switch_to(caller, next),
+        Ok(Outcome::Blocked) => cpu::reschedule(),
+        Ok(Outcome::Handover(next)) => leave(caller, Some(next), 0),
         Ok(Outcome::Displaced(next)) => {
             syscall::park(caller, 0, 0);
             cpu::this().queue.push(caller, Place::Front);
-            cpu::switch_to(caller, next)
+            leave(caller, Some(next), 0)
         }
-        Ok(Outcome::Blocked) => cpu::reschedule(),
-        Ok(Outcome::Preempted(value)) => {
-            syscall::park(caller, 0, value);
-            cpu::requeue_current();
-            cpu::reschedule()
-        }
+        Ok(Outcome::Preempted(value)) => leave(caller, None, value),
     }
+}
+
+/// Leaves the caller for this thread, or for whatever is most important; then it goes on with the value.
+#[inline(never)]
+fn leave(caller: &'static Thread, next: Option<&'static Thread>, value: u64) -> ! {
+    if let Some(next) = next {
+        cpu::switch_to(caller, next)
+    }
+    syscall::park(caller, 0, value);
+    cpu::requeue_current();
+    cpu::reschedule()
 }
 
 macro_rules! calls {

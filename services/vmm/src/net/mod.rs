@@ -7,16 +7,16 @@
 //!
 //! Notifications. netback is signalled for frames at once, for memory that it gets back only when that is
 //! much (`URGENT`): before it runs out, it is told. The guest is notified of frames at once. That its packets
-//! were sent it finds out by itself when it sends the next one, and mostly on the way out of the very
-//! notification that is being served; so that notice is held back until the guest's next exit, or until it
-//! sleeps, and dropped if the guest has looked by then. Linux punishes events without news by masking the
-//! port for a while.
+//! were sent is not urgent: that notice goes with the next frame's, or alone when it is about much, when the
+//! guest sleeps and has sent a large packet that it may wait for, or after `HOLD_NS`.
 
 pub mod packet;
 
 use heapless::Deque;
+use proto::counters;
 use proto::net::{FRAMES_MAX, Frame, Net, Offloads, RECEIVE_BASE, Refusal, Request, Response, Runs};
 use rt::channel::{Client, SendError};
+use rt::counters::{add, inc};
 use rt::pool::Pool;
 
 use crate::blk::Unusable;
@@ -36,6 +36,16 @@ const PACKETS_PER_ROUND: usize = 128;
 const ROUNDS: usize = 4;
 /// Bytes given back that netback is told of at once.
 const URGENT: u32 = RECEIVE_BASE / 8;
+
+/// What a small frame counts as towards it.
+const WEIGHT_MIN: u32 = RECEIVE_BASE / FRAMES_MAX as u32;
+/// How long the notice that packets were sent may be held back.
+const HOLD_NS: u64 = 1_000_000;
+/// Packets, or bytes, that are much: half of what TCP leaves on its way to a device at least.
+const MUCH_PACKETS: u32 = 32;
+const MUCH_BYTES: u32 = 128 * 1024;
+/// Bytes that the guest may wait for when it sleeps.
+const SOME_BYTES: u32 = 4096;
 
 /// Whether the backend can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +78,8 @@ struct Front {
     port: Port,
     /// The guest was not notified of answers to its packets since this one.
     unannounced: Option<u32>,
+    /// Bytes of those packets.
+    unannounced_bytes: u32,
 }
 
 /// One network interface.
@@ -173,7 +185,7 @@ impl Vif {
             return Err(Unusable("event-channel is not a free port for the backend"));
         }
         let (tx, rx) = (FrontRing::new(tx, ENTRIES, TX_LEN), FrontRing::new(rx, ENTRIES, RX_LEN));
-        self.front = Some(Front { tx, rx, port: Port(port), unannounced: None });
+        self.front = Some(Front { tx, rx, port: Port(port), unannounced: None, unannounced_bytes: 0 });
         self.offloads = nodes.offloads;
         Ok(())
     }
@@ -245,7 +257,8 @@ impl Vif {
     /// The oldest received frame is done with.
     fn done_with(&mut self, frame: &Frame) {
         self.released = self.released.saturating_add(1);
-        self.released_bytes = self.released_bytes.saturating_add(frame.len);
+        // A small frame counts too: there may not be many.
+        self.released_bytes = self.released_bytes.saturating_add(frame.len.max(WEIGHT_MIN));
         self.is_urgent |= self.released_bytes >= URGENT;
     }
 
@@ -287,18 +300,32 @@ impl Vif {
     /// Makes answers visible to the guest, and tells it where it has to be told now.
     fn notify(&mut self, guest: &mut Guest) {
         let Some(front) = &mut self.front else { return };
-        let bit = 1u64 << self.device;
         let old = front.tx.published();
         let (tx, rx) = (front.tx.publish(), front.rx.publish());
-        // The guest has run since the notice was held back.
-        let is_due = guest.events.later & bit == 0
-            && front.unannounced.take().is_some_and(|since| front.tx.is_unseen(since));
-        if rx || is_due {
-            front.unannounced = None;
-            guest.events.raise(front.port);
-        } else if tx {
+        if tx {
             front.unannounced = front.unannounced.or(Some(old));
-            guest.events.later |= bit;
+        }
+        let mut is_due = rx;
+        if let Some(since) = front.unannounced {
+            let packets = front.tx.published().wrapping_sub(since);
+            let is_much = packets >= MUCH_PACKETS || front.unannounced_bytes >= MUCH_BYTES;
+            // Held back no longer: its time has come.
+            let has_waited = !tx && !guest.events.holds(self.device);
+            if is_due || is_much || has_waited {
+                is_due |= front.tx.is_unseen(since);
+                front.unannounced = None;
+            }
+        }
+        if is_due {
+            guest.events.raise(front.port);
+        }
+        if front.unannounced.is_none() {
+            front.unannounced_bytes = 0;
+            guest.events.unhold(self.device);
+        } else if tx {
+            let now = rt::time::tsc();
+            let until = guest.clock.tsc(guest.clock.ns(now) + HOLD_NS);
+            guest.events.hold(self.device, until, front.unannounced_bytes >= SOME_BYTES);
         }
     }
 
@@ -326,11 +353,15 @@ impl Vif {
                 // is given back in order.
                 let len = if is_sent { len } else { 0 };
                 self.is_urgent = true;
+                inc(counters::NET_FRAMES_OUT);
+                add(counters::NET_BYTES_OUT, u64::from(len));
+                add(counters::BYTES_COPIED, u64::from(len));
                 if !self.send(&Request::Send(Frame { offset, len, checksum, segments })) {
                     self.link = None;
                 }
             }
             let Some(front) = &mut self.front else { return Ok(()) };
+            front.unannounced_bytes = front.unannounced_bytes.saturating_add(packet.len);
             for n in 0..packet.entries {
                 let id = TxRequest::decode(front.tx.peek(0)).id;
                 front.tx.take(1);
@@ -352,6 +383,9 @@ impl Vif {
                     return Ok(());
                 }
                 scatter(guest, &mut front.rx, &self.pool, &frame);
+                inc(counters::NET_FRAMES_IN);
+                add(counters::NET_BYTES_IN, u64::from(frame.len));
+                add(counters::BYTES_COPIED, u64::from(frame.len));
             }
             self.waiting.pop_front();
             self.done_with(&frame);

@@ -160,25 +160,54 @@ fn a_large_frame_fills_several_pages_and_tells_how_to_cut_it() {
     assert_eq!(s.guest.memory.page(Gfn(22)).unwrap().u8(904), 0);
 }
 
+/// Whether the guest was notified since the last call.
+fn is_notified(s: &mut Setup) -> bool {
+    let was_pending = s.guest.events.is_pending(s.port);
+    s.guest.memory.special(0).unwrap().set_u64(0x800, 0);
+    was_pending
+}
+
 #[test]
-fn the_guest_finds_out_itself_that_packets_were_sent_or_is_told_later() {
+fn that_packets_were_sent_is_told_with_a_frame_or_when_it_is_much_or_after_a_while() {
     let mut s = setup();
     s.put_tx(16, 0, 0, 1, 60);
     s.service();
-    assert!(!s.guest.events.is_pending(s.port));
-    // It looked on its way out of the notification: nothing is to be told.
+    s.service();
+    assert!(!is_notified(&mut s) && s.guest.events.holds(32) && !s.guest.events.expire_asleep());
+    s.guest.events.expire(|| u64::MAX);
+    s.service();
+    assert!(is_notified(&mut s) && !s.guest.events.holds(32));
+    // With a frame.
     s.tx.set_u32(12, 2);
-    assert_eq!(core::mem::take(&mut s.guest.events.later), 1 << 32);
-    s.service();
-    assert!(!s.guest.events.is_pending(s.port) && s.guest.events.later == 0);
-    // It did not look.
     s.put_tx(16, 0, 0, 2, 60);
+    s.put_rx(5, 20);
     s.service();
+    assert!(!is_notified(&mut s));
+    s.server.send(&Response::Receive(plain(RECEIVE_BASE, 60, Checksum::Valid))).unwrap();
     s.service();
-    assert!(!s.guest.events.is_pending(s.port), "it has not run yet");
-    s.guest.events.later = 0;
+    assert!(is_notified(&mut s) && !s.guest.events.holds(32));
+    // Many packets, or a large one and the guest sleeps.
+    s.tx.set_u32(12, 3);
+    for n in 0..MUCH_PACKETS as u16 {
+        s.put_tx(16, 0, 0, n, 60);
+    }
     s.service();
-    assert!(s.guest.events.is_pending(s.port));
+    assert!(is_notified(&mut s) && !s.guest.events.holds(32));
+    s.tx.set_u32(12, 3 + MUCH_PACKETS);
+    s.put_tx(16, 0, 1 | 4 | 8, 70, 4196);
+    s.put_tx(1 | 1448 << 16, 1, 0, 0, 0);
+    s.put_tx(17, 0, 0, 71, 4096);
+    s.service();
+    assert!(!is_notified(&mut s) && s.guest.events.expire_asleep());
+    s.service();
+    assert!(is_notified(&mut s));
+    // The guest looked by itself.
+    s.put_tx(16, 0, 0, 1, 60);
+    s.service();
+    s.tx.set_u32(12, s.tx.u32(8) + 1);
+    s.guest.events.expire(|| u64::MAX);
+    s.service();
+    assert!(!is_notified(&mut s) && !s.guest.events.holds(32));
 }
 
 #[test]

@@ -183,3 +183,29 @@ fn what_has_a_meaning_arrives_between_bytes_that_have_none() {
         assert_eq!(bench.read(echo, 3000), text);
     }
 }
+
+#[test]
+fn the_station_rests_only_while_a_client_sends_a_lot() {
+    let mut bench = Bench::new(true);
+    let client = bench.connect(5001);
+    bench.write(client, &request(b'T', 1_000_000));
+    let mut rests = Vec::new();
+    let mut left = 1_000_000;
+    while left > 0 {
+        let sent = bench.socket(client).send_slice(&vec![1; left.min(100_000)]).unwrap();
+        left -= sent;
+        bench.poll_guest();
+        bench.station.poll(bench.now_ns);
+        rests.push((left, bench.station.can_rest()));
+        bench.poll_guest();
+        bench.station.poll(bench.now_ns);
+        bench.station.poll(bench.now_ns);
+        assert!(!bench.station.can_rest(), "nothing came");
+    }
+    assert!(rests.iter().all(|(left, rests)| !rests || (100_000..750_000).contains(left)), "{rests:?}");
+    assert!(rests.iter().filter(|(_, rests)| *rests).count() > 2, "{rests:?}");
+    assert_eq!(bench.read(client, 1), b"k");
+    bench.write(client, &request(b'R', 3_000_000));
+    bench.station.poll(bench.now_ns);
+    assert!(!bench.station.can_rest());
+}
