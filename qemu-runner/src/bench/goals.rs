@@ -237,12 +237,12 @@ const TABLE: &[Entry] = &[
     blk("virtio-randwrite-4k-qd1", "the same on an image of the host: CPU time of all domains"),
     blk("virtio-randwrite-4k-qd32", "the same on an image of the host: CPU time of all domains"),
     blk("virtio-read-1m-qd1", "1 MiB sequential read, image of the host: CPU time of all domains"),
-    net("tcp-rr", "TCP request and response of one byte").peer(73_464, "KVM").goal(37_000).promise(45_000),
+    net("tcp-rr", "TCP request and response of one byte").peer(73_464, "KVM").goal(37_000).promise(37_000),
     Entry::new(Group::Net, MBIT_PER, "tcp-out", "TCP from the guest")
         .more()
         .peer(3096, "Xen")
         .goal(6000)
-        .promise(6000),
+        .promise(5000),
     Entry::new(Group::Net, MBIT_PER, "tcp-in", "TCP to the guest")
         .more()
         .peer(3773, "KVM")
