@@ -44,10 +44,6 @@ counters! {
     WAKE_UPS = 4, "wake_ups";
     /// Bytes of bulk data copied (between guest pages, pools and buffers).
     BYTES_COPIED = 5, "bytes_copied";
-    /// Bounded polls that found work, so that no wait was needed.
-    POLLS_HIT = 6, "polls_hit";
-    /// Bounded polls in vain.
-    POLLS_MISSED = 7, "polls_missed";
     /// VMM: interrupts injected into the guest.
     INTERRUPTS_INJECTED = 8, "interrupts_injected";
     /// VMM: event channel ports raised for the guest.
@@ -90,7 +86,7 @@ counters! {
     NET_BYTES_OUT = 42, "net_bytes_out";
     /// Network devices: bytes of the frames in.
     NET_BYTES_IN = 43, "net_bytes_in";
-    /// Network devices: frames dropped.
+    /// Network devices: frames dropped (by netback: of and for all its guests; by a VMM: of and for its guest).
     NET_DROPPED = 44, "net_dropped";
     /// Network devices: notifications (of a VMM by its guest; of a device by netback).
     NET_NOTIFICATIONS = 45, "net_notifications";

@@ -279,6 +279,7 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
         let Some(vif) = self.vifs.get_mut(index) else { return };
         let Some(mut pending) = checked else {
             vif.counters.refused += 1;
+            vif.link.note_dropped();
             vif.done_with(frame.len);
             return;
         };
@@ -362,7 +363,10 @@ impl<L: Link, U: Uplink> Bridge<L, U> {
                 uplink.kick();
                 if !uplink.transmit(frame) {
                     let delivery = self.uplink_patience.wait(now_ns);
-                    vif.counters.dropped_at_uplink += u64::from(delivery == Delivery::Done);
+                    if delivery == Delivery::Done {
+                        vif.counters.dropped_at_uplink += 1;
+                        vif.link.note_dropped();
+                    }
                     return delivery;
                 }
             }

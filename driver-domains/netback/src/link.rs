@@ -33,6 +33,8 @@ pub trait Link {
     fn write(&self, offset: u32, bytes: &[u8]) -> bool;
     /// Copies from this pool to another vif's; `false`: outside of one of them.
     fn copy(&self, offset: u32, to: &Self, to_offset: u32, len: u32) -> bool;
+    /// A frame of this vif's guest or for it is dropped.
+    fn note_dropped(&self);
 }
 
 /// The NIC.

@@ -11,7 +11,7 @@ use netback::bridge::{Attachment, Bridge, RETRY_NS};
 use netback::link::{Gone, Link};
 use proto::channel::{ChannelInfo, ChannelKind};
 use proto::counters::{
-    BYTES_COPIED, NET_BYTES_IN, NET_BYTES_OUT, NET_FORWARDED, NET_FRAMES_IN, NET_FRAMES_OUT,
+    BYTES_COPIED, NET_BYTES_IN, NET_BYTES_OUT, NET_DROPPED, NET_FORWARDED, NET_FRAMES_IN, NET_FRAMES_OUT,
 };
 use proto::net::{Net, POOL_SIZE, Request, Response};
 use proto::supervise;
@@ -84,6 +84,10 @@ impl Link for Ring {
         counters::inc(NET_FORWARDED);
         counters::add(BYTES_COPIED, u64::from(len));
         self.pool.copy_to(offset as usize, &to.pool, to_offset as usize, len as usize).is_ok()
+    }
+
+    fn note_dropped(&self) {
+        counters::inc(NET_DROPPED);
     }
 }
 

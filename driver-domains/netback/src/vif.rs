@@ -196,6 +196,7 @@ impl<L: Link> Vif<L> {
             return Delivery::Wait;
         }
         self.counters.dropped += 1;
+        self.link.note_dropped();
         Delivery::Done
     }
 
@@ -216,6 +217,7 @@ impl<L: Link> Vif<L> {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let Some(offset) = self.room(len) else {
             self.counters.dropped += 1;
+            self.link.note_dropped();
             return;
         };
         let is_written = self.link.write(offset, bytes);

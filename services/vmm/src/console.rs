@@ -5,6 +5,7 @@
 //! the guest does not take stays in the channel. Source: Xen public/io/console.h.
 
 use proto::console::{GuestConsole, GuestInput, GuestOutput};
+use proto::counters::{CONSOLE_BYTES_IN, CONSOLE_BYTES_OUT};
 use proto::text::Bytes;
 use rt::channel::{Client, SendError};
 
@@ -93,7 +94,10 @@ impl Console {
     fn send(&mut self, bytes: &[u8]) -> bool {
         let Some(link) = &mut self.link else { return true };
         match link.send(&GuestOutput(Bytes::truncated(bytes))) {
-            Ok(()) => true,
+            Ok(()) => {
+                rt::counters::add(CONSOLE_BYTES_OUT, bytes.len() as u64);
+                true
+            }
             Err(SendError::Full) => false,
             Err(error) => {
                 log::warn!("console channel: {error}");
@@ -163,6 +167,7 @@ impl Console {
             ring_write(&self.ring, IN, IN_SIZE, self.in_prod, chunk);
             self.in_prod = self.in_prod.wrapping_add(chunk.len() as u32);
             self.input_done += chunk.len();
+            rt::counters::add(CONSOLE_BYTES_IN, chunk.len() as u64);
         }
         self.ring.set_u32(IN_PROD, self.in_prod);
         self.in_prod != before
@@ -220,7 +225,10 @@ mod tests {
         let text: Vec<u8> = (0..1500u32).map(|n| n as u8).collect();
         ring_write(&page, OUT, OUT_SIZE, console.out_cons, &text);
         page.set_u32(OUT_PROD, console.out_cons.wrapping_add(1500));
+        let before = rt::counters::get(CONSOLE_BYTES_OUT);
         console.service(&mut guest);
+        // Other tests count into the same page.
+        assert!(rt::counters::get(CONSOLE_BYTES_OUT) >= before + 1500);
         assert_eq!(received(&mut server), text);
         assert_eq!(page.u32(OUT_CONS), page.u32(OUT_PROD));
         assert!(guest.events.is_pending(guest.console_port));
@@ -251,6 +259,7 @@ mod tests {
     #[test]
     fn input_waits_for_the_guest_to_make_room() {
         let (mut guest, mut console, page, mut server) = console();
+        let before = rt::counters::get(CONSOLE_BYTES_IN);
         for n in 0..6u8 {
             server.send(&GuestInput(Bytes::truncated(&[n; 246]))).unwrap();
         }
@@ -261,6 +270,7 @@ mod tests {
         console.service(&mut guest);
         assert_eq!(page.u32(IN_PROD), 6 * 246);
         assert_eq!(page.u8(IN + (6 * 246 - 1) % 1024), 5);
+        assert!(rt::counters::get(CONSOLE_BYTES_IN) >= before + 6 * 246);
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 //! the ring and is served no more. The VMM's own requests as backend share the channel.
 //! Source: Xen public/io/xs_wire.h.
 
+use proto::counters::STORE_REQUESTS;
 use proto::text::Bytes;
 use proto::xenstore::{Message, PAYLOAD_MAX, Role, Xenstore};
 use rt::channel::{Client, SendError};
@@ -170,6 +171,7 @@ impl Store {
                 if !self.send(&message) {
                     break;
                 }
+                rt::counters::inc(STORE_REQUESTS);
                 self.request.len = 0;
                 continue;
             }
@@ -331,6 +333,7 @@ mod tests {
     #[test]
     fn a_full_channel_holds_the_guests_requests_back() {
         let (mut guest, mut store, page, mut server) = store();
+        let before = rt::counters::get(STORE_REQUESTS);
         let all: Vec<u8> = (0..8).flat_map(|id| wire(1, id, b"p\0")).collect();
         ring_write(&page, REQUESTS, SIZE, 0, &all);
         page.set_u32(REQ_PROD, all.len() as u32);
@@ -342,6 +345,7 @@ mod tests {
             }
         }
         assert_eq!(ids, (0..8).collect::<Vec<_>>());
+        assert!(rt::counters::get(STORE_REQUESTS) >= before + 8);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ extern crate alloc;
 use alloc::collections::{BTreeMap, BTreeSet};
 
 use proto::channel::{ChannelInfo, ChannelKind};
+use proto::counters::STORE_REQUESTS;
 use proto::supervise::Request;
 use proto::xenstore::{TARGET_PRIVILEGED, Xenstore};
 use rt::channel::{SendError, Server};
@@ -161,6 +162,7 @@ impl Service {
         if self.store.accepts(id) {
             match channel.receive() {
                 Ok(Some(message)) => {
+                    rt::counters::inc(STORE_REQUESTS);
                     self.store.request(id, &message);
                     turn = Turn::Again;
                 }

@@ -215,7 +215,6 @@ impl Disk {
 
     /// The guest notified the disk's port: serves it, or lets the guest go on to collect more requests.
     pub fn kicked(&mut self, guest: &mut Guest) {
-        inc(counters::BLK_NOTIFICATIONS);
         let waiting = self.front.as_ref().map_or(0, |front| front.ring.available().unwrap_or(0));
         if self.pace.puts_off(waiting) {
             guest.put_off(self.device);

@@ -211,6 +211,7 @@ impl Vif {
             }
             if self.front.is_none() {
                 while let Some(frame) = self.waiting.pop_front() {
+                    inc(counters::NET_DROPPED);
                     self.done_with(&frame);
                 }
             }
@@ -360,6 +361,9 @@ impl Vif {
                     self.link = None;
                 }
             }
+            if !(is_sent && is_open) {
+                inc(counters::NET_DROPPED);
+            }
             let Some(front) = &mut self.front else { return Ok(()) };
             front.unannounced_bytes = front.unannounced_bytes.saturating_add(packet.len);
             for n in 0..packet.entries {
@@ -386,6 +390,8 @@ impl Vif {
                 inc(counters::NET_FRAMES_IN);
                 add(counters::NET_BYTES_IN, u64::from(frame.len));
                 add(counters::BYTES_COPIED, u64::from(frame.len));
+            } else {
+                inc(counters::NET_DROPPED);
             }
             self.waiting.pop_front();
             self.done_with(&frame);
