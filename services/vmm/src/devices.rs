@@ -226,23 +226,11 @@ impl Devices {
         }
     }
 
-    /// Serves the devices that put something off, if the guest waits or the time has come; before
-    /// [`Self::settle`].
+    /// Serves until nothing is left to do: see the invariant above. What devices held back until the guest
+    /// waits (`waits`), or until now, is served too.
     #[inline]
-    pub fn catch_up(&mut self, guest: &mut Guest, waits: bool) {
-        for number in bits(guest.take_put_off(waits)) {
-            self.stir(1 << number);
-            self.stay_awake(number);
-            if let Found::Disk(disk) = self.find(number) {
-                disk.catch_up(guest);
-            }
-        }
-    }
-
-    /// Serves until nothing is left to do: see the invariant above.
-    #[inline]
-    pub fn settle(&mut self, guest: &mut Guest) {
-        guest.events.expire(rt::time::tsc);
+    pub fn settle(&mut self, guest: &mut Guest, waits: bool) {
+        guest.events.expire(waits, rt::time::tsc);
         while guest.events.kicks != 0 || self.armed | self.blocked != self.all {
             self.settle_once(guest);
         }

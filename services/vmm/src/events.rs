@@ -83,11 +83,11 @@ pub struct Events {
     pub kicks: u64,
     /// An upcall was announced that the guest was not seen to have taken.
     has_news: Cell<bool>,
-    /// Devices that hold a notice back until [`Self::held_until`].
+    /// Devices that hold work back until [`Self::held_until`].
     held: u64,
-    /// Those of them that do so only until the guest sleeps.
+    /// Those of them that do so only until the guest waits.
     held_awake: u64,
-    /// The TSC at which devices that hold a notice back are to be served; 0: there are none.
+    /// The TSC at which all devices that hold work back are to be served; 0: there are none.
     pub held_until: u64,
 }
 
@@ -253,7 +253,8 @@ impl Events {
         Ok(())
     }
 
-    /// A device has a notice for the guest that can wait until `until_tsc`; `is_awake`: and until it sleeps.
+    /// A device holds work back until `until_tsc` at the latest (a notice for the guest, requests that it
+    /// may add to); `is_awake`: only while the guest does not wait. [`Self::expire`] kicks it then.
     pub fn hold(&mut self, device: u8, until_tsc: u64, is_awake: bool) {
         let bit = 1 << (device % DEVICES_MAX);
         self.held |= bit;
@@ -265,12 +266,12 @@ impl Events {
         }
     }
 
-    /// Whether a device's notice can still wait.
+    /// Whether a device's work is still held back.
     pub fn holds(&self, device: u8) -> bool {
         self.held & 1 << (device % DEVICES_MAX) != 0
     }
 
-    /// The device has given its notice.
+    /// The device has done its work for another reason.
     pub fn unhold(&mut self, device: u8) {
         self.unhold_all(1 << (device % DEVICES_MAX));
     }
@@ -283,22 +284,25 @@ impl Events {
         }
     }
 
-    /// Has the devices served whose notices cannot wait any more at this time.
+    /// Has the devices served whose work is held back no longer, at this time or because the guest waits.
     #[inline]
-    pub fn expire(&mut self, tsc: impl FnOnce() -> u64) {
-        if self.held_until != 0 && tsc() >= self.held_until {
-            self.kicks |= self.held;
-            self.unhold_all(u64::MAX);
+    pub fn expire(&mut self, waits: bool, tsc: impl FnOnce() -> u64) {
+        if self.held_until == 0 {
+            return;
         }
-    }
-
-    /// Has the devices served whose notices cannot wait when the guest sleeps; whether there are any.
-    #[inline]
-    pub fn expire_asleep(&mut self) -> bool {
-        let devices = self.held_awake;
+        let devices = match waits {
+            _ if tsc() >= self.held_until => self.held,
+            true => self.held_awake,
+            false => return,
+        };
         self.kicks |= devices;
         self.unhold_all(devices);
-        devices != 0
+    }
+
+    /// Whether [`Self::expire`] has something to do if the guest waits.
+    #[inline]
+    pub fn holds_while_awake(&self) -> bool {
+        self.held_awake != 0
     }
 
     #[inline]
@@ -517,15 +521,16 @@ mod tests {
     }
 
     #[test]
-    fn a_held_notice_is_due_in_time_or_when_the_guest_sleeps() {
+    fn held_work_is_due_in_time_or_when_the_guest_waits() {
         let (_memory, mut events) = events();
         events.hold(33, 500, false);
         events.hold(34, 400, true);
-        events.expire(|| 399);
-        assert!(events.kicks == 0 && events.holds(33) && events.holds(34));
-        assert!(events.expire_asleep() && !events.expire_asleep());
+        events.expire(false, || 399);
+        assert!(events.kicks == 0 && events.holds(33) && events.holds(34) && events.holds_while_awake());
+        events.expire(true, || 399);
         assert!(events.kicks == 1 << 34 && !events.holds(34) && events.held_until == 400);
-        events.expire(|| 400);
+        assert!(!events.holds_while_awake());
+        events.expire(false, || 400);
         assert_eq!((events.kicks, events.held_until), (3 << 33, 0));
         events.hold(33, 500, true);
         events.unhold(33);

@@ -18,9 +18,6 @@ use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
 
-/// How long a device may put off what the guest asked for.
-const PUT_OFF_NS: u64 = 50_000;
-
 /// What the VMM needs of the kernel and the processor.
 pub trait Platform {
     /// The time stamp counter.
@@ -75,8 +72,6 @@ pub struct Guest {
     pub console_port: Port,
     /// The store's port.
     pub store_port: Port,
-    /// What devices put off.
-    put_off: PutOff,
     /// What the guest wrote to the console before it had a console ring.
     pub early_output: heapless::Deque<u8, 1024>,
     /// Bounds what the guest can make the log say.
@@ -85,15 +80,6 @@ pub struct Guest {
     pub domid: u32,
     /// UUID.
     pub uuid: [u8; 16],
-}
-
-/// Devices that let the guest go on before they serve it, so that it can ask for more.
-#[derive(Debug, Default)]
-struct PutOff {
-    /// By number.
-    devices: u64,
-    /// TSC at which they serve it at the latest.
-    due: u64,
 }
 
 /// Why a guest's machine cannot be set up.
@@ -124,7 +110,6 @@ impl Guest {
             callback: None,
             console_port,
             store_port,
-            put_off: PutOff::default(),
             early_output: heapless::Deque::new(),
             odd: Limiter::default(),
             domid,
@@ -145,28 +130,10 @@ impl Guest {
         }
     }
 
-    /// Has the device serve the guest when it waits, and soon in any case.
-    pub fn put_off(&mut self, device: u8) {
-        if self.put_off.devices == 0 {
-            let now = time::tsc();
-            self.put_off.due = self.clock.tsc(self.clock.ns(now) + PUT_OFF_NS);
-        }
-        self.put_off.devices |= 1 << device;
-    }
-
-    /// Takes the devices that have put something off, if the guest waits or the time has come.
-    #[inline]
-    pub fn take_put_off(&mut self, waits: bool) -> u64 {
-        if self.put_off.devices == 0 || !(waits || time::tsc() >= self.put_off.due) {
-            return 0;
-        }
-        core::mem::take(&mut self.put_off.devices)
-    }
-
-    /// The TSC at which [`Self::take_put_off`] has something, or 0.
-    #[inline]
-    pub fn put_off_until(&self) -> u64 {
-        if self.put_off.devices == 0 { 0 } else { self.put_off.due }
+    /// A device holds work back for `ns` at the most, see [`Events::hold`].
+    pub fn hold(&mut self, device: u8, ns: u64, is_awake: bool) {
+        let until_ns = self.clock.ns(time::tsc()).saturating_add(ns);
+        self.events.hold(device, self.clock.tsc(until_ns), is_awake);
     }
 
     /// A special frame.
@@ -396,8 +363,7 @@ impl<P: Platform> Machine<P> {
             Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
             _ => 0,
         };
-        let devices = earlier(self.guest.put_off_until(), self.guest.events.held_until);
-        earlier(earlier(vcpu.timer, poll), devices)
+        earlier(earlier(vcpu.timer, poll), self.guest.events.held_until)
     }
 }
 

@@ -184,7 +184,7 @@ impl Vmm {
             }
             self.take_orders();
             if self.phase == Phase::Starting {
-                self.devices.settle(&mut self.machine.guest);
+                self.devices.settle(&mut self.machine.guest, false);
                 self.try_start();
             }
             self.supervisor.flush();
@@ -319,17 +319,18 @@ impl Vmm {
 
     /// Waits with the guest not running.
     fn sleep(&mut self) -> u64 {
-        self.devices.settle(&mut self.machine.guest);
+        self.devices.settle(&mut self.machine.guest, false);
         sys::event_wait(self.event).unwrap_or(u64::MAX)
     }
 
     /// Runs the vCPU until signals come or the phase changes; the signals.
     fn run_guest(&mut self) -> u64 {
         loop {
-            self.devices.catch_up(&mut self.machine.guest, self.vcpu.wait != Wait::None);
-            self.devices.settle(&mut self.machine.guest);
-            if self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu) {
-                if self.machine.guest.events.expire_asleep() {
+            let waits = self.vcpu.wait != Wait::None;
+            self.devices.settle(&mut self.machine.guest, waits);
+            if waits && !self.machine.wakes(&mut self.vcpu) {
+                // Held back just now.
+                if self.machine.guest.events.holds_while_awake() {
                     continue;
                 }
                 self.set_timer();
@@ -342,7 +343,7 @@ impl Vmm {
                 // The next look at `wait` decides.
                 Left::Exit(Outcome::Run | Outcome::Wait) => {}
                 Left::Exit(Outcome::Yield) => {
-                    self.devices.settle(&mut self.machine.guest);
+                    self.devices.settle(&mut self.machine.guest, false);
                     let _never = sys::thread_yield();
                 }
                 Left::Exit(Outcome::End(reason, detail)) => {
@@ -388,7 +389,7 @@ impl Vmm {
     fn end(&mut self, reason: EndReason, detail: Text<200>) {
         self.phase = Phase::Ended;
         // What the guest wrote last is to be seen before the news of its end.
-        self.devices.settle(&mut self.machine.guest);
+        self.devices.settle(&mut self.machine.guest, false);
         log::info!("the guest ended after {} exits ({reason:?}): {detail}", self.exits);
         self.tell(&Response::Ended { reason, detail });
     }

@@ -81,6 +81,8 @@ impl Flight {
     };
 }
 
+/// How long requests may be held back for more to come.
+const HOLD_NS: u64 = 50_000;
 /// All flights, one bit each.
 const ALL: u32 = u32::MAX;
 const _: () = assert!(IN_FLIGHT_MAX == u32::BITS as usize);
@@ -213,21 +215,16 @@ impl Disk {
         }
     }
 
-    /// The guest notified the disk's port: serves it, or lets the guest go on to collect more requests.
+    /// The guest notified the disk's port: serves it, or lets the guest go on to collect more requests,
+    /// until it waits or a short time has passed.
     pub fn kicked(&mut self, guest: &mut Guest) {
         let waiting = self.front.as_ref().map_or(0, |front| front.ring.available().unwrap_or(0));
-        if self.pace.puts_off(waiting) {
-            guest.put_off(self.device);
-        } else {
+        let is_free = !guest.events.holds(self.device);
+        if is_free && self.pace.caught_up(waiting) || !self.pace.puts_off(waiting) {
             self.service(guest);
+        } else if is_free {
+            guest.hold(self.device, HOLD_NS, true);
         }
-    }
-
-    /// The guest waits, or a short time has passed: serves what was put off.
-    pub fn catch_up(&mut self, guest: &mut Guest) {
-        let waiting = self.front.as_ref().map_or(0, |front| front.ring.available().unwrap_or(0));
-        self.pace.caught_up(waiting);
-        self.service(guest);
     }
 
     /// Moves what can be moved in both directions.

@@ -50,13 +50,15 @@ impl Pace {
         self.found = self.found.saturating_add(1);
     }
 
-    /// What was put off is served now: `requests` are in the ring.
+    /// Nothing is held back any more: `requests` are in the ring. Whether something was.
     #[inline]
-    pub fn caught_up(&mut self, requests: u32) {
-        if core::mem::take(&mut self.is_waiting) {
+    pub fn caught_up(&mut self, requests: u32) -> bool {
+        let was_waiting = core::mem::take(&mut self.is_waiting);
+        if was_waiting {
             let found = requests.saturating_add(self.found);
             self.until_attempt = if found > 1 { 0 } else { BETWEEN_ATTEMPTS };
         }
+        was_waiting
     }
 }
 
@@ -69,7 +71,7 @@ mod tests {
         let mut served = 0;
         for _ in 0..count {
             if pace.puts_off(1) {
-                pace.caught_up(found);
+                assert!(pace.caught_up(found));
             } else {
                 served += 1;
             }
@@ -99,9 +101,9 @@ mod tests {
         assert!(pace.puts_off(1) && pace.puts_off(1));
         pace.took();
         pace.took();
-        pace.caught_up(0);
+        assert!(pace.caught_up(0));
         assert!(pace.puts_off(1), "the guest goes on asking");
-        pace.caught_up(1);
+        assert!(pace.caught_up(1));
         assert!(!pace.puts_off(1), "what was found before does not count again");
     }
 
@@ -111,7 +113,7 @@ mod tests {
         for _ in 0..100 {
             assert!(!pace.puts_off(3) && !pace.puts_off(0));
         }
-        pace.caught_up(5);
+        assert!(!pace.caught_up(5));
         assert!(!pace.puts_off(1), "nothing was put off");
     }
 }

@@ -232,13 +232,19 @@ fn a_pipelining_guest_is_served_when_it_waits() {
         s.put(one(id));
         id += 1;
         s.disk.kicked(&mut s.guest);
-        let is_put_off = s.guest.put_off_until() != 0;
+        let is_put_off = s.guest.events.held_until != 0;
         if !is_put_off {
             s.serve();
             s.service();
         }
         is_put_off
     };
+    let wait = |s: &mut Setup| {
+        s.guest.events.expire(true, || 0);
+        assert_eq!(core::mem::take(&mut s.guest.events.kicks), 1 << 2);
+        s.disk.kicked(&mut s.guest);
+    };
+    s.guest.events.kicks = 0;
     let at_once = (0..100).take_while(|_| !was_put_off(&mut s)).count();
     assert!(at_once > 20 && at_once < 100, "{at_once}");
     // Until it waits it may ask for more, without notifying.
@@ -247,16 +253,15 @@ fn a_pipelining_guest_is_served_when_it_waits() {
         s.put(one(id));
     }
     assert!(s.produced > event, "no notification was asked for");
-    assert_eq!((s.guest.take_put_off(false), s.serve().len()), (0, 0));
-    assert_eq!(s.guest.take_put_off(true), 1 << 2);
-    s.disk.catch_up(&mut s.guest);
+    s.guest.events.expire(false, || 0);
+    assert_eq!((s.guest.events.kicks, s.serve().len()), (0, 0));
+    wait(&mut s);
     assert_eq!(s.ring.u32(4), s.produced + 1, "the next one notifies again");
     assert_eq!(s.serve().len(), 5);
     s.service();
     // It had more to ask: so it is waited for again.
     assert!(was_put_off(&mut s));
-    assert_eq!(s.guest.take_put_off(true), 1 << 2);
-    s.disk.catch_up(&mut s.guest);
+    wait(&mut s);
     assert_eq!(s.serve().len(), 1);
     s.service();
     assert!(!was_put_off(&mut s));

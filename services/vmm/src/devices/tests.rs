@@ -69,7 +69,7 @@ impl Setup {
     fn rounds(&mut self) {
         for _ in 0..12 {
             self.devices.signalled(&mut self.guest, u64::MAX);
-            self.devices.settle(&mut self.guest);
+            self.devices.settle(&mut self.guest, false);
             self.serve_store();
         }
     }
@@ -141,7 +141,7 @@ fn console_input_that_the_guest_does_not_take_does_not_keep_the_domain_awake() {
         s.console.send(&proto::console::GuestInput(Bytes::truncated(&[b'x'; 246]))).unwrap();
     }
     s.devices.signalled(&mut s.guest, u64::MAX);
-    s.devices.settle(&mut s.guest);
+    s.devices.settle(&mut s.guest, false);
     let ring = s.guest.special(special::CONSOLE).unwrap();
     assert_eq!(ring.u32(3076), 1024);
     // Blocked devices cost nothing until their guest notifies.
@@ -150,7 +150,7 @@ fn console_input_that_the_guest_does_not_take_does_not_keep_the_domain_awake() {
     ring.set_u32(3072, 1024);
     let port = s.guest.console_port;
     s.guest.events.send(port).unwrap();
-    s.devices.settle(&mut s.guest);
+    s.devices.settle(&mut s.guest, false);
     assert_eq!(ring.u32(3076), 8 * 246);
     assert_eq!(s.guest.memory.special_at(Gfn(0)), None);
 }

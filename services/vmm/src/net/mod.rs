@@ -324,9 +324,7 @@ impl Vif {
             front.unannounced_bytes = 0;
             guest.events.unhold(self.device);
         } else if tx {
-            let now = rt::time::tsc();
-            let until = guest.clock.tsc(guest.clock.ns(now) + HOLD_NS);
-            guest.events.hold(self.device, until, front.unannounced_bytes >= SOME_BYTES);
+            guest.hold(self.device, HOLD_NS, front.unannounced_bytes >= SOME_BYTES);
         }
     }
 

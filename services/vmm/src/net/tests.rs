@@ -173,8 +173,8 @@ fn that_packets_were_sent_is_told_with_a_frame_or_when_it_is_much_or_after_a_whi
     s.put_tx(16, 0, 0, 1, 60);
     s.service();
     s.service();
-    assert!(!is_notified(&mut s) && s.guest.events.holds(32) && !s.guest.events.expire_asleep());
-    s.guest.events.expire(|| u64::MAX);
+    assert!(!is_notified(&mut s) && s.guest.events.holds(32) && !s.guest.events.holds_while_awake());
+    s.guest.events.expire(false, || u64::MAX);
     s.service();
     assert!(is_notified(&mut s) && !s.guest.events.holds(32));
     // With a frame.
@@ -198,14 +198,15 @@ fn that_packets_were_sent_is_told_with_a_frame_or_when_it_is_much_or_after_a_whi
     s.put_tx(1 | 1448 << 16, 1, 0, 0, 0);
     s.put_tx(17, 0, 0, 71, 4096);
     s.service();
-    assert!(!is_notified(&mut s) && s.guest.events.expire_asleep());
+    assert!(!is_notified(&mut s) && s.guest.events.holds_while_awake());
+    s.guest.events.expire(true, || 0);
     s.service();
     assert!(is_notified(&mut s));
     // The guest looked by itself.
     s.put_tx(16, 0, 0, 1, 60);
     s.service();
     s.tx.set_u32(12, s.tx.u32(8) + 1);
-    s.guest.events.expire(|| u64::MAX);
+    s.guest.events.expire(false, || u64::MAX);
     s.service();
     assert!(!is_notified(&mut s) && !s.guest.events.holds(32));
 }
