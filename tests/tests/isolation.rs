@@ -64,7 +64,7 @@ enum End {
 }
 
 /// Modes of the hostile guest.
-const GUESTS: [(&str, End); 15] = [
+const GUESTS: [(&str, End); 16] = [
     ("hypercalls", End::Done),
     ("overlays", End::Done),
     ("scheduling", End::Done),
@@ -75,12 +75,16 @@ const GUESTS: [(&str, End); 15] = [
     ("registers", End::Done),
     ("console-ring", End::Done),
     ("store-ring", End::Done),
+    ("devices", End::Done),
     ("triple-fault", End::Crash("triple fault")),
     ("jump", End::Crash("fetches from guest-physical address 0xc0000000")),
     ("write", End::Crash("writes to guest-physical address 0xc0000000")),
     ("page-tables", End::Crash("guest-physical address 0xc0000")),
     ("spin", End::Runs),
 ];
+
+/// The devices of the hostile guest that uses some.
+const DEVICES: &str = "disk = [\"ram:8M,xvda,w\"]\nvif = [\"mac=00:16:3e:00:00:77,bridge=xenbr0\", \"mac=00:16:3e:00:00:78,bridge=xenbr0\"]\n";
 
 /// The hostile domain's program and the hostile guest's kernel, built with the system's own programs so
 /// that these are built once.
@@ -228,9 +232,10 @@ fn floods_random_system_calls_and_hostile_kernels_harm_only_themselves() {
     let guests = GUESTS.iter().map(|(mode, _)| {
         let text = format!(
             "name = \"guest-{mode}\"\ntype = \"pvh\"\nkernel = \"{}\"\ncmdline = \"mode={mode} seed={}\"\n\
-             memory = 16\non_crash = \"destroy\"\n",
+             memory = 16\non_crash = \"destroy\"\n{}",
             kernel.display(),
-            seed()
+            seed(),
+            if *mode == "devices" { DEVICES } else { "" }
         );
         ConfigFile { name: format!("{mode}.cfg"), text, dir: dir.path().to_path_buf() }
     });
@@ -275,6 +280,13 @@ fn a_guest_ends(running: &Running, mode: &str, end: &End) {
         must(console.expect(&pattern, ATTEMPT))
     };
     expect(&mut console, &format!("hostile guest: {mode}"));
+    if *mode == *"devices" {
+        // After every way of breaking the rings all connected again, and many requests were served.
+        expect(&mut console, "devices: 40 rounds connected");
+        for ring in ["disk", "tx", "rx"] {
+            expect(&mut console, &format!(r"{ring} ring: \d+ answers, [1-9]\d\d+ of them good"));
+        }
+    }
     match end {
         End::Done => {
             let done = expect(&mut console, &format!("{mode} done: \\d+ attempts.*\n"));

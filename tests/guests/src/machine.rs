@@ -167,6 +167,16 @@ pub fn poke(address: u64, value: u64) {
     attempt!("mov [{address}], {value}"; address = in(reg) address, value = in(reg) value);
 }
 
+/// Writes 32 bits of memory.
+pub fn poke32(address: u64, value: u32) {
+    attempt!("mov [{address}], {value:e}"; address = in(reg) address, value = in(reg) value);
+}
+
+/// Writes a byte of memory.
+pub fn poke8(address: u64, value: u8) {
+    attempt!("mov [{address}], {value}"; address = in(reg) address, value = in(reg_byte) value);
+}
+
 /// Fills a page's worth of memory.
 pub fn fill(address: u64, words: usize, mut next: impl FnMut() -> u64) {
     for n in 0..words {

@@ -6,7 +6,9 @@
 #![no_std]
 #![no_main]
 
+mod devices;
 mod machine;
+mod store;
 
 use core::fmt::Write;
 
@@ -105,6 +107,7 @@ fn run(mode: &str, random: &mut Random) -> ! {
         "registers" => registers(random),
         "console-ring" => ring(random, 17, 18, 0xc00, 0xc10),
         "store-ring" => ring(random, 1, 2, 0x800, 0x818),
+        "devices" => devices::run(random),
         "triple-fault" => machine::triple_fault(),
         "jump" => machine::jump(NOWHERE),
         "write" => {
@@ -292,10 +295,20 @@ fn ring(random: &mut Random, frame: u32, port: u32, first: u64, end: u64) -> u64
             let word = random.next();
             poke((frame << 12) + at, if n % 2 == 0 { word & 0xff_0000_00ff } else { word });
         }
-        poke(SCRATCH, port);
-        hypercall(EVENT_CHANNEL_OP, [4, SCRATCH, 0, 0, 0]);
+        notify(port);
     }
     ROUNDS
+}
+
+/// Notifies the other end of a port.
+fn notify(port: u64) {
+    poke(SCRATCH, port);
+    hypercall(EVENT_CHANNEL_OP, [4, SCRATCH, 0, 0, 0]);
+}
+
+/// Lets others have the processor.
+fn give_way() {
+    hypercall(SCHED_OP, [0, 0, 0, 0, 0]);
 }
 
 fn parameter(index: u32) -> u64 {
