@@ -17,10 +17,9 @@ use console::{Console, Mode};
 use proto::boot::LineInfo;
 use proto::channel::{ChannelInfo, ChannelKind};
 use proto::console::{GuestConsole, GuestInput, Log, Operator};
-use proto::supervise::Request;
 use proto::text::Bytes;
 use rt::channel::{ChannelError, Client, SendError, Server};
-use rt::supervise::Supervisor;
+use rt::supervise::{Channels, Supervisor};
 use rt::time::Clock;
 
 /// Rounds before init's requests are looked at again.
@@ -93,9 +92,7 @@ fn main(env: rt::Env) -> ! {
     supervisor.ready();
     acknowledge(&env.info.lines);
     loop {
-        while let Some(request) = supervisor.next() {
-            service.supervise(&mut supervisor, request);
-        }
+        supervisor.serve(&mut service);
         let is_done = service.work();
         supervisor.flush();
         let is_idle = service.prepare_sleep() && is_done;
@@ -123,13 +120,7 @@ fn broken(error: &ChannelError) -> Turn {
     Turn::Broken(format!("{error}"))
 }
 
-impl Service {
-    /// Writes to the log in the console's own name.
-    fn note(&mut self, text: &str) {
-        let time_us = self.clock.now_ns() / 1000;
-        self.console.log(&Record { domain: "console", level: 2, time_us, lost: 0, text });
-    }
-
+impl Channels for Service {
     fn attach(&mut self, info: &ChannelInfo) -> Result<(), String> {
         let say = |error: ChannelError| format!("{error}");
         let peer = match info.kind {
@@ -157,6 +148,14 @@ impl Service {
         }
         self.drop_channel(id);
     }
+}
+
+impl Service {
+    /// Writes to the log in the console's own name.
+    fn note(&mut self, text: &str) {
+        let time_us = self.clock.now_ns() / 1000;
+        self.console.log(&Record { domain: "console", level: 2, time_us, lost: 0, text });
+    }
 
     fn drop_channel(&mut self, id: u32) {
         self.active.remove(&id);
@@ -166,21 +165,6 @@ impl Service {
             Some(Peer::Guest(_)) => self.console.detach_guest(id),
             Some(Peer::Operator(_)) => self.console.detach_operator(),
             Some(Peer::Log(_)) | None => {}
-        }
-    }
-
-    fn supervise(&mut self, supervisor: &mut Supervisor, request: Request) {
-        match request {
-            Request::Attach(info) => match self.attach(&info) {
-                Ok(()) => supervisor.attached(info.id),
-                Err(reason) => supervisor.refused(info.id, &reason),
-            },
-            Request::Detach { id } => {
-                self.detach(id);
-                supervisor.detached(id);
-            }
-            // Answered by the supervisor's end itself.
-            Request::Ping { .. } => {}
         }
     }
 

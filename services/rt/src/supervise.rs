@@ -1,8 +1,9 @@
 //! A service's end of its supervise channel: what init asks, and signs of life.
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
 
-use proto::channel::{ChannelKind, Side};
+use proto::channel::{ChannelInfo, ChannelKind, Side};
 use proto::supervise::{Request, Response, Supervise};
 use proto::text::Text;
 
@@ -11,6 +12,17 @@ use crate::start::Env;
 
 /// Answers that wait for room in the ring. Init asks at most a ring full at a time.
 const BACKLOG_MAX: usize = 64;
+
+/// A service that init gives channels to and takes them from.
+pub trait Channels {
+    /// Uses a channel from now on.
+    ///
+    /// # Errors
+    /// It cannot, for a reason that people can read.
+    fn attach(&mut self, info: &ChannelInfo) -> Result<(), String>;
+    /// Accesses a channel no longer.
+    fn detach(&mut self, id: u32);
+}
 
 /// The supervise channel.
 #[derive(Debug)]
@@ -40,6 +52,24 @@ impl Supervisor {
                 Ok(Some(Request::Ping { nonce })) => self.answer(Response::Pong { nonce }),
                 Ok(request) => return request,
                 Err(_) => return None,
+            }
+        }
+    }
+
+    /// Does all that init asks now.
+    pub fn serve(&mut self, service: &mut impl Channels) {
+        while let Some(request) = self.next() {
+            match request {
+                Request::Attach(info) => match service.attach(&info) {
+                    Ok(()) => self.attached(info.id),
+                    Err(reason) => self.refused(info.id, &reason),
+                },
+                Request::Detach { id } => {
+                    service.detach(id);
+                    self.detached(id);
+                }
+                // Answered by `next`.
+                Request::Ping { .. } => {}
             }
         }
     }

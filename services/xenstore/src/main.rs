@@ -8,13 +8,13 @@
 extern crate alloc;
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 
 use proto::channel::{ChannelInfo, ChannelKind};
 use proto::counters::STORE_REQUESTS;
-use proto::supervise::Request;
 use proto::xenstore::{TARGET_PRIVILEGED, Xenstore};
 use rt::channel::{SendError, Server};
-use rt::supervise::Supervisor;
+use rt::supervise::{Channels, Supervisor};
 use xenstore::Store;
 use xenstore::quota::Limits;
 
@@ -56,9 +56,7 @@ fn main(env: rt::Env) -> ! {
     supervisor.ready();
     log::info!("the store is ready");
     loop {
-        while let Some(request) = supervisor.next() {
-            service.supervise(&mut supervisor, request);
-        }
+        supervisor.serve(&mut service);
         service.work();
         supervisor.flush();
         let is_idle = service.prepare_sleep();
@@ -88,8 +86,8 @@ fn limits(env: &rt::Env) -> Limits {
     limits
 }
 
-impl Service {
-    fn attach(&mut self, info: &ChannelInfo) -> Result<(), alloc::string::String> {
+impl Channels for Service {
+    fn attach(&mut self, info: &ChannelInfo) -> Result<(), String> {
         let server = Server::connect(info).map_err(|error| alloc::format!("{error}"))?;
         self.store.attach(info.id, info.peer, info.target.as_str() == TARGET_PRIVILEGED)?;
         self.channels.insert(info.id, server);
@@ -103,22 +101,9 @@ impl Service {
         self.touched.remove(&id);
         self.store.detach(id);
     }
+}
 
-    fn supervise(&mut self, supervisor: &mut Supervisor, request: Request) {
-        match request {
-            Request::Attach(info) => match self.attach(&info) {
-                Ok(()) => supervisor.attached(info.id),
-                Err(reason) => supervisor.refused(info.id, &reason),
-            },
-            Request::Detach { id } => {
-                self.detach(id);
-                supervisor.detached(id);
-            }
-            // Answered by the supervisor's end itself.
-            Request::Ping { .. } => {}
-        }
-    }
-
+impl Service {
     /// Marks the channels whose peers signalled.
     fn wake(&mut self, signals: u64) {
         let woken = self.channels.iter().filter(|(_, channel)| channel.info().signals & signals != 0);
