@@ -17,11 +17,12 @@ use proto::counters;
 use rt::channel::{Client, SendError};
 use rt::counters::{add, inc};
 use rt::pool::Pool;
+use rt::shared::{OutOfBounds, Shared};
 
 use crate::devices::{Sleep, sleep};
 use crate::events::Port;
 use crate::front_ring::{BrokenRing, FrontRing};
-use crate::grants::{BadGrant, GrantRef, Want};
+use crate::grants::{BadGrant, GrantRef, View, Want};
 use crate::machine::Guest;
 use extents::{Extent, Extents};
 use pace::Pace;
@@ -351,7 +352,7 @@ impl Disk {
         }
         let page = match head.indirect {
             Some(grant) => {
-                let page = guest.grants.page(&guest.memory, grant, Want::Read);
+                let page = guest.grants.view(&guest.memory, Want::Read).page(grant);
                 Some(page.map_err(|BadGrant| Status::Error)?)
             }
             None => None,
@@ -440,23 +441,47 @@ fn copy(guest: &Guest, pool: &Pool, flight: &Flight) -> Result<(), BadGrant> {
     // An offset outside of the pool is refused by the copy.
     let in_volume = || usize::try_from(flight.sector.saturating_mul(blk::SECTOR)).unwrap_or(usize::MAX);
     let mut at = flight.extent.map_or_else(in_volume, Extent::offset);
-    let is_read = flight.operation == Operation::Read;
-    let want = if is_read { Want::Write } else { Want::Read };
-    for segment in flight.segments.iter().take(flight.count) {
-        let page = guest.grants.page(&guest.memory, segment.grant(), want)?;
-        let (memory, offset) = (page.memory(), segment.offset());
-        // Checked when the request was taken.
-        let len = segment.bytes().ok_or(BadGrant)? as usize;
-        let copied = if is_read {
-            pool.copy_to(at, memory, offset, len)
-        } else {
-            memory.copy_to(offset, pool, at, len)
-        };
-        copied.map_err(|_| BadGrant)?;
-        at += len;
+    if flight.operation == Operation::Read {
+        let view = guest.grants.view(&guest.memory, Want::Write);
+        scatter_gather(&view, flight, |run| {
+            let copied = pool.copy_to(at, &run, 0, run.len());
+            at += run.len();
+            copied
+        })?;
+    } else {
+        let view = guest.grants.view(&guest.memory, Want::Read);
+        scatter_gather(&view, flight, |run| {
+            let copied = run.copy_to(0, pool, at, run.len());
+            at += run.len();
+            copied
+        })?;
     }
     add(counters::BYTES_COPIED, u64::from(flight.len));
     Ok(())
+}
+
+/// Hands the flight's parts of the guest's pages over, in order; parts that are adjacent in the VMM's memory
+/// as one.
+#[inline]
+fn scatter_gather(
+    view: &View<'_>,
+    flight: &Flight,
+    mut transfer: impl FnMut(Shared) -> Result<(), OutOfBounds>,
+) -> Result<(), BadGrant> {
+    let find = |segment: &Segment| {
+        let page = view.page(segment.grant())?;
+        page.memory().part(segment.offset(), segment.bytes()).map_err(|OutOfBounds| BadGrant)
+    };
+    let Some([first, rest @ ..]) = flight.segments.get(..flight.count) else { return Ok(()) };
+    let mut run = find(first)?;
+    for segment in rest {
+        let part = find(segment)?;
+        match run.joined(part) {
+            Some(joined) => run = joined,
+            None => transfer(core::mem::replace(&mut run, part)).map_err(|OutOfBounds| BadGrant)?,
+        }
+    }
+    transfer(run).map_err(|OutOfBounds| BadGrant)
 }
 
 /// The numbers of the bits that are set.
