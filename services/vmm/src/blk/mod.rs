@@ -17,12 +17,11 @@ use proto::counters;
 use rt::channel::{Client, SendError};
 use rt::counters::{add, inc};
 use rt::pool::Pool;
-use rt::shared::{OutOfBounds, Shared};
 
 use crate::devices::{Sleep, sleep};
 use crate::events::Port;
 use crate::front_ring::{BrokenRing, FrontRing};
-use crate::grants::{BadGrant, GrantRef, View, Want};
+use crate::grants::{BadGrant, GrantRef, Want};
 use crate::machine::Guest;
 use extents::{Extent, Extents};
 use pace::Pace;
@@ -441,47 +440,24 @@ fn copy(guest: &Guest, pool: &Pool, flight: &Flight) -> Result<(), BadGrant> {
     // An offset outside of the pool is refused by the copy.
     let in_volume = || usize::try_from(flight.sector.saturating_mul(blk::SECTOR)).unwrap_or(usize::MAX);
     let mut at = flight.extent.map_or_else(in_volume, Extent::offset);
+    let segments = flight.segments.iter().take(flight.count);
     if flight.operation == Operation::Read {
         let view = guest.grants.view(&guest.memory, Want::Write);
-        scatter_gather(&view, flight, |run| {
-            let copied = pool.copy_to(at, &run, 0, run.len());
-            at += run.len();
-            copied
-        })?;
+        for segment in segments {
+            let (page, len) = (view.page(segment.grant())?, segment.bytes());
+            pool.copy_to(at, page.memory(), segment.offset(), len).map_err(|_| BadGrant)?;
+            at += len;
+        }
     } else {
         let view = guest.grants.view(&guest.memory, Want::Read);
-        scatter_gather(&view, flight, |run| {
-            let copied = run.copy_to(0, pool, at, run.len());
-            at += run.len();
-            copied
-        })?;
+        for segment in segments {
+            let (page, len) = (view.page(segment.grant())?, segment.bytes());
+            page.memory().copy_to(segment.offset(), pool, at, len).map_err(|_| BadGrant)?;
+            at += len;
+        }
     }
     add(counters::BYTES_COPIED, u64::from(flight.len));
     Ok(())
-}
-
-/// Hands the flight's parts of the guest's pages over, in order; parts that are adjacent in the VMM's memory
-/// as one.
-#[inline]
-fn scatter_gather(
-    view: &View<'_>,
-    flight: &Flight,
-    mut transfer: impl FnMut(Shared) -> Result<(), OutOfBounds>,
-) -> Result<(), BadGrant> {
-    let find = |segment: &Segment| {
-        let page = view.page(segment.grant())?;
-        page.memory().part(segment.offset(), segment.bytes()).map_err(|OutOfBounds| BadGrant)
-    };
-    let Some([first, rest @ ..]) = flight.segments.get(..flight.count) else { return Ok(()) };
-    let mut run = find(first)?;
-    for segment in rest {
-        let part = find(segment)?;
-        match run.joined(part) {
-            Some(joined) => run = joined,
-            None => transfer(core::mem::replace(&mut run, part)).map_err(|OutOfBounds| BadGrant)?,
-        }
-    }
-    transfer(run).map_err(|OutOfBounds| BadGrant)
 }
 
 /// The numbers of the bits that are set.
