@@ -216,7 +216,7 @@ const TABLE: &[Entry] = &[
     blk("blk-randread-4k-qd32", "4 KiB random read, 32 in flight")
         .peer(22_725, "Xen")
         .goal(11_000)
-        .promise(22_725),
+        .promise(20_500),
     blk("blk-randwrite-4k-qd1", "4 KiB random write, one in flight")
         .peer(67_260, "KVM")
         .goal(33_000)
@@ -224,7 +224,7 @@ const TABLE: &[Entry] = &[
     blk("blk-randwrite-4k-qd32", "4 KiB random write, 32 in flight")
         .peer(16_430, "Xen")
         .goal(8_000)
-        .promise(16_430),
+        .promise(13_500),
     Entry::new(Group::Blk, MIB_PER, "blk-read-1m-qd1", "1 MiB sequential read")
         .more()
         .peer(1968, "KVM")
@@ -242,17 +242,17 @@ const TABLE: &[Entry] = &[
         .more()
         .peer(3096, "Xen")
         .goal(6000)
-        .promise(5000),
+        .promise(6000),
     Entry::new(Group::Net, MBIT_PER, "tcp-in", "TCP to the guest")
         .more()
         .peer(3773, "KVM")
         .goal(7000)
-        .promise(3773),
+        .promise(4500),
     boot("reset-to-guest", "machine's reset (firmware included), to the guest's first instruction")
         .goal(100_000_000)
         .promise(100_000_000),
     boot("create-to-guest", "order to create the guest, to its kernel's first instruction")
-        .promise(100_000_000),
+        .promise(20_000_000),
     boot("guest-kernel-to-init", "guest kernel's start to its init, guest's clock")
         .peer(1_444_000_000, "KVM")
         .goal(1_425_000_000)
@@ -260,7 +260,7 @@ const TABLE: &[Entry] = &[
     boot("create-to-init", "order to create the guest, to its init, machine's clock")
         .peer(1_690_000_000, "KVM")
         .goal(1_470_000_000)
-        .promise(1_690_000_000),
+        .promise(1_470_000_000),
     memory("memory-system", "memory of the system without guests")
         .peer(1_616_896, "Xen with dom0")
         .goal(16 * 1024)

@@ -257,6 +257,11 @@ fn timeline(boot: &[Moment]) -> Picture {
             if to > 1.0 {
                 bar(area, y, 14, (0.0, 1.0), PEER)?;
                 text(area, &format!("{took}, beyond this scale"), (LEFT + 8, y), 12, HPos::Left)?;
+            } else if from < 0.3 && to >= 0.7 {
+                // There is room on neither side.
+                bar(area, y, 14, (from, to), PEER)?;
+                mark(area, y, to, INK)?;
+                text(area, &took, (x(from) + 8, y), 12, HPos::Left)?;
             } else {
                 bar(area, y, 14, (from, to), PARTS[0])?;
                 mark(area, y, to, INK)?;

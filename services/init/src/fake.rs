@@ -73,6 +73,8 @@ pub struct FakeKernel {
     pub lines: Vec<u64>,
     /// Time.
     pub now: u64,
+    /// Bytes that were set to zero.
+    pub zeroed: u64,
     /// Calls that still succeed; then one fails.
     pub calls_left: Option<u32>,
 }
@@ -529,6 +531,7 @@ impl Kernel for FakeKernel {
     }
 
     fn zero(&mut self, address: u64, len: u64) {
+        self.zeroed += len;
         self.slice(address, len as usize).fill(0);
     }
 

@@ -252,6 +252,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     fn finish_destroy(&mut self, domid: u32, answer: Response) {
         let name: String = self.domains.get(&domid).map_or_else(String::new, |d| d.name.as_str().into());
         self.remove_domain(domid);
+        self.is_zeroing_due = true;
         log::info!("domain {domid} ({name}) is gone, {} KiB are free", self.resources.free.free() * 4);
         self.answer(answer);
     }

@@ -4,6 +4,7 @@
 //! space, one for whole 2 MiB pieces and one for the rest, so that the number of page tables that the
 //! windows take is fixed.
 
+use alloc::collections::BTreeSet;
 use alloc::format;
 
 use proto::abi::{PAGE_SIZE, Slot, init_slots, map, rights};
@@ -23,6 +24,8 @@ const WINDOW_LARGE: u64 = 0x200_0000_0000;
 const WINDOW_SMALL: u64 = WINDOW_LARGE + 0x4000_0000;
 /// Frames of a large piece.
 const LARGE: u64 = 512;
+/// Large pieces that are kept full of zeros, so that a guest of up to 256 MiB need not wait for it.
+const AHEAD: u64 = 128;
 
 /// What init holds.
 #[derive(Debug)]
@@ -37,6 +40,9 @@ pub struct Resources<K> {
     pub own: Space,
     /// Free addresses in it.
     pub arena: Arena,
+    /// Large pieces that are full of zeros, by number. None of them was written since: giving memory back takes
+    /// it out, and so does filling it, which is what comes before anybody gets it.
+    clean: BTreeSet<u64>,
 }
 
 impl<K: Kernel> Resources<K> {
@@ -48,6 +54,7 @@ impl<K: Kernel> Resources<K> {
             free: FreeFrames::new(),
             own: Space::new(init_slots::DOMAIN),
             arena: Arena::new(ARENA_BASE),
+            clean: BTreeSet::new(),
         }
     }
 
@@ -73,6 +80,10 @@ impl<K: Kernel> Resources<K> {
 
     /// Gives memory back that is idle: neither mapped nor shared nor donated.
     pub fn give(&mut self, run: Run) {
+        let pieces = run.first / LARGE..(run.first + run.count).div_ceil(LARGE);
+        while let Some(&piece) = self.clean.range(pieces.clone()).next() {
+            self.clean.remove(&piece);
+        }
         self.free.give(&mut self.kernel, &mut self.slots, run);
     }
 
@@ -184,11 +195,21 @@ impl<K: Kernel> Resources<K> {
             let first = run.first + done;
             let is_large = first.is_multiple_of(LARGE) && run.count - done >= LARGE;
             let count = if is_large { LARGE } else { (LARGE - first % LARGE).min(run.count - done) };
+            let here = |(offset, bytes): &(u64, &[u8])| {
+                !overlap(done * PAGE_SIZE, count * PAGE_SIZE, *offset, bytes).1.is_empty()
+            };
+            let is_clean = is_large && self.clean.remove(&(first / LARGE));
+            if is_clean && !pieces.iter().any(here) {
+                done += count;
+                continue;
+            }
             let window = if is_large { WINDOW_LARGE } else { WINDOW_SMALL };
             let cap = self.derive(run.slot, done, count, rights::READ | rights::WRITE)?;
             let mapped = self.map_own(cap, (first, count), window, map::READ | map::WRITE);
             if mapped.is_ok() {
-                self.kernel.zero(window, count * PAGE_SIZE);
+                if !is_clean {
+                    self.kernel.zero(window, count * PAGE_SIZE);
+                }
                 for (offset, bytes) in pieces {
                     let (at, part) = overlap(done * PAGE_SIZE, count * PAGE_SIZE, *offset, bytes);
                     self.kernel.copy(window + at, part);
@@ -198,6 +219,24 @@ impl<K: Kernel> Resources<K> {
             mapped?;
             done += count;
         }
+        Ok(())
+    }
+
+    /// Fills free memory with zeros for the next guest, where its RAM will be taken from; half of what is free at
+    /// most. Done at the start and after each guest that ended, when nobody waits for init.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub fn zero_ahead(&mut self) -> Result<(), BuildError> {
+        let longest = self.free.longest().saturating_sub(LARGE - 1) / LARGE;
+        let count = AHEAD.min(self.free.free() / 2 / LARGE).min(longest);
+        if count == 0 {
+            return Ok(());
+        }
+        let run = self.take_filled(count * LARGE, LARGE, &[])?;
+        let pieces = run.first / LARGE..run.first / LARGE + count;
+        self.give(run);
+        self.clean.extend(pieces);
         Ok(())
     }
 

@@ -120,6 +120,8 @@ pub struct System<K, C> {
     pub given_frames: u64,
     /// The kernel's trace, if there is one.
     pub trace: Option<Trace>,
+    /// Memory came back, or nothing was done yet: there may be some to be zeroed ahead.
+    pub is_zeroing_due: bool,
     next_channel: u32,
     next_domid: u32,
 }
@@ -186,7 +188,20 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             trace: None,
             next_channel: 1,
             next_domid,
+            is_zeroing_due: true,
         })
+    }
+
+    /// Zeroes memory for the next guest, if that has not been done since memory came back. When init has nothing
+    /// else to do.
+    pub fn zero_ahead(&mut self) {
+        if core::mem::take(&mut self.is_zeroing_due)
+            && self.operation.is_none()
+            && let Err(error) = self.resources.zero_ahead()
+        {
+            // It is done when a guest is built, then.
+            log::debug!("no memory is zeroed ahead: {error}");
+        }
     }
 
     /// A domain ID that was never used.

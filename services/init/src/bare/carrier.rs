@@ -67,6 +67,7 @@ impl Carrier {
         loop {
             self.work(signals);
             if self.may_sleep(signals) {
+                self.system.zero_ahead();
                 self.set_timer();
                 // Only a destroyed event answers with an error, and nobody else holds init's.
                 signals = sys::event_wait(init_slots::EVENT).unwrap_or(u64::MAX);

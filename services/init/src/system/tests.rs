@@ -272,6 +272,30 @@ fn a_vmm_is_told_where_everything_is() {
     assert!(pools.len() == 2 && pools.iter().all(|phys| *phys >= RAM.0 << 12));
 }
 
+/// Memory that was zeroed ahead is not zeroed again; what a guest had is, before the next one gets it (the fake
+/// kernel fills what a domain had with dirt, and panics when that is handed on).
+#[test]
+fn memory_is_zeroed_once_for_each_guest_that_gets_it() {
+    let mut system = ready();
+    system.zero_ahead();
+    let ahead = system.resources.kernel.zeroed;
+    assert!(ahead >= 8 << 20);
+    system.zero_ahead();
+    assert_eq!(system.resources.kernel.zeroed, ahead);
+    let domid = built(&mut system, spec("web", 8 << 10));
+    let own = system.resources.kernel.zeroed - ahead;
+    assert!(own < 8 << 20, "{own} bytes more");
+    destroyed(&mut system, domid);
+    let before = system.resources.kernel.zeroed;
+    let domid = built(&mut system, spec("web", 8 << 10));
+    assert!(system.resources.kernel.zeroed - before >= 8 << 20);
+    destroyed(&mut system, domid);
+    system.zero_ahead();
+    let before = system.resources.kernel.zeroed;
+    built(&mut system, spec("web", 8 << 10));
+    assert_eq!(system.resources.kernel.zeroed - before, own);
+}
+
 #[test]
 fn a_volume_in_memory_is_the_clients_alone_and_ends_with_it() {
     let mut system = ready();
