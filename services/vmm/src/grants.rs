@@ -3,11 +3,13 @@
 //! The guest writes the entries at any time: an entry is read and marked in one atomic exchange of its
 //! flags and domain ID, and the frame number is read after that. A grant is in use only while a
 //! [`Granted`] value exists; the holder gives it back with [`GrantTable::release`]. For a copy that ends
-//! before the guest learns of its end, [`GrantTable::page`] reads the entry once and marks nothing.
+//! before the guest learns of its end, [`GrantTable::view`] reads the entry once and marks nothing.
 //! Source: Xen public/grant_table.h.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::loader::place::special;
-use crate::memory::{Gfn, GuestMemory, PAGE, Page};
+use crate::memory::{Gfn, GuestMemory, Lookup, PAGE, Page};
 
 /// Frames that the table may have.
 pub const FRAMES_MAX: u32 = 32;
@@ -64,10 +66,44 @@ impl Default for GrantTable {
 /// Whether an entry with these flags and this domain ID allows it.
 #[inline]
 fn allows(header: u32, want: Want) -> bool {
-    let (flags, domid) = (header as u16, (header >> 16) as u16);
-    flags & TYPE_MASK == PERMIT_ACCESS
-        && domid == BACKEND_DOMID
-        && (want == Want::Read || flags & READ_ONLY == 0)
+    header & decisive(want) == ALLOWED
+}
+
+/// What [`decisive`] leaves of the flags and the domain ID of a grant that allows something.
+const ALLOWED: u32 = (BACKEND_DOMID as u32) << 16 | PERMIT_ACCESS as u32;
+
+/// The bits of flags and domain ID that say whether an entry allows it.
+#[inline]
+fn decisive(want: Want) -> u32 {
+    let flags = match want {
+        Want::Read => TYPE_MASK,
+        Want::Write => TYPE_MASK | READ_ONLY,
+    };
+    u32::MAX << 16 | u32::from(flags)
+}
+
+/// The table, ready for look-ups of one kind: what is the same for all of them is done.
+#[derive(Debug)]
+pub struct View<'a> {
+    memory: Lookup<'a>,
+    /// Of the frames in use.
+    entries: &'a [AtomicU64],
+    decisive: u32,
+}
+
+impl View<'_> {
+    /// The page that a grant allows to use now. The entry is read in one access, so its parts belong together.
+    ///
+    /// # Errors
+    /// [`BadGrant`].
+    #[inline]
+    pub fn page(&self, grant: GrantRef) -> Result<Page, BadGrant> {
+        let entry = self.entries.get(grant.0 as usize).ok_or(BadGrant)?.load(Ordering::Acquire);
+        if entry as u32 & self.decisive != ALLOWED {
+            return Err(BadGrant);
+        }
+        self.memory.page(Gfn(entry >> 32)).ok_or(BadGrant)
+    }
 }
 
 impl GrantTable {
@@ -115,22 +151,12 @@ impl GrantTable {
         Err(BadGrant)
     }
 
-    /// The page that a grant allows to use now, for copies that are made before the guest gets the answer
-    /// that ends the grant's use. The entry is read in one access, so its parts belong together.
-    ///
-    /// # Errors
-    /// [`BadGrant`].
+    /// The table for look-ups of grants for copies that are made before the guest gets the answer that ends the
+    /// grants' use.
     #[inline]
-    pub fn page(&self, memory: &GuestMemory, grant: GrantRef, want: Want) -> Result<Page, BadGrant> {
-        if grant.0 / PER_FRAME >= self.frames {
-            return Err(BadGrant);
-        }
-        let entries = memory.special(special::GRANTS + (grant.0 / PER_FRAME) as usize).ok_or(BadGrant)?;
-        let entry = entries.u64((grant.0 % PER_FRAME) as usize * 8);
-        if !allows(entry as u32, want) {
-            return Err(BadGrant);
-        }
-        memory.page(Gfn(entry >> 32)).ok_or(BadGrant)
+    pub fn view<'a>(&self, memory: &'a GuestMemory, want: Want) -> View<'a> {
+        let entries = memory.special_words(special::GRANTS, self.frames as usize);
+        View { memory: memory.lookup(), entries, decisive: decisive(want) }
     }
 
     /// Ends the use of a granted page.
@@ -177,7 +203,7 @@ pub mod tests {
         let memory = fake(4);
         let table = GrantTable::default();
         let acquire = |grant, want| {
-            let for_copy = table.page(&memory, GrantRef(grant), want).map(|_| ());
+            let for_copy = table.view(&memory, want).page(GrantRef(grant)).map(|_| ());
             assert_eq!(for_copy, table.acquire(&memory, GrantRef(grant), want).map(|_| ()));
             for_copy
         };
@@ -200,7 +226,7 @@ pub mod tests {
         let memory = fake(4);
         let table = GrantTable::default();
         permit(&memory, 8, 2, false);
-        table.page(&memory, GrantRef(8), Want::Write).unwrap().set_u64(8, 7);
+        table.view(&memory, Want::Write).page(GrantRef(8)).unwrap().set_u64(8, 7);
         assert_eq!((memory.page(Gfn(2)).unwrap().u64(8), flags(&memory, 8)), (7, 1));
     }
 

@@ -4,6 +4,8 @@
 //! that number: a special frame where one was mapped (shared_info, grant table, rings, ACPI), else RAM.
 //! Invariant: the overlay says what the nested page table says; whoever changes one changes the other.
 
+use core::sync::atomic::AtomicU64;
+
 use proto::abi::{PAGE_SHIFT, PAGE_SIZE};
 use proto::channel::Region;
 use proto::guest::SPECIAL_FRAMES;
@@ -178,6 +180,14 @@ impl GuestMemory {
         }
     }
 
+    /// This memory for many look-ups of frames that are most likely plain RAM.
+    #[inline]
+    pub fn lookup(&self) -> Lookup<'_> {
+        let none = || (0, Shared::from_region(Region::default()));
+        let (start, usual) = self.ram.first().copied().unwrap_or_else(none);
+        Lookup { memory: self, start, usual, filter: self.filter }
+    }
+
     /// The aligned word at a guest-physical address, as [`Self::page`] and [`Page::u64`] have it: what a walk
     /// of the guest's page tables does at each level.
     #[inline]
@@ -217,6 +227,13 @@ impl GuestMemory {
         self.ram.iter().map(|(start, memory)| (GuestPhys(*start), memory.len() as u64))
     }
 
+    /// The words of `count` special frames from number `first` on; none if there are not as many.
+    #[inline]
+    pub fn special_words(&self, first: usize, count: usize) -> &[AtomicU64] {
+        const WORDS: usize = PAGE / 8;
+        self.special.words().get(first * WORDS..(first + count) * WORDS).unwrap_or(&[])
+    }
+
     /// Special frame number `index`.
     pub fn special(&self, index: usize) -> Option<Page> {
         Page::new(self.special.part(index.checked_mul(PAGE)?, PAGE).ok()?)
@@ -225,7 +242,10 @@ impl GuestMemory {
     /// Which special frame is mapped at `gfn`.
     #[inline(never)]
     pub fn special_at(&self, gfn: Gfn) -> Option<usize> {
-        self.overlay.iter().position(|&at| at == gfn.0 && at != NOWHERE)
+        if gfn.0 == NOWHERE {
+            return None;
+        }
+        self.overlay.iter().position(|&at| at == gfn.0)
     }
 
     /// Where special frame `index` is mapped.
@@ -296,6 +316,38 @@ impl GuestMemory {
     }
 }
 
+/// Guest memory for many look-ups, with what the usual one needs at hand.
+#[derive(Debug)]
+pub struct Lookup<'a> {
+    memory: &'a GuestMemory,
+    /// First address of the first range of RAM, where most of it is.
+    start: u64,
+    usual: Shared,
+    filter: u64,
+}
+
+impl Lookup<'_> {
+    /// The frame that the guest reaches at `gfn`, as [`GuestMemory::page`] has it.
+    #[inline]
+    pub fn page(&self, gfn: Gfn) -> Option<Page> {
+        // Another frame's address is out of the range's bounds; one below it wraps and is so too.
+        let offset = (gfn.0 << PAGE_SHIFT).wrapping_sub(self.start);
+        if gfn.0 <= u64::MAX >> PAGE_SHIFT
+            && self.filter & (1 << (gfn.0 % 64)) == 0
+            && let Ok(memory) = self.usual.part(offset as usize, PAGE)
+        {
+            return Some(Page(memory));
+        }
+        self.rare(gfn)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rare(&self, gfn: Gfn) -> Option<Page> {
+        self.memory.page(gfn)
+    }
+}
+
 #[cfg(test)]
 pub mod tests {
     //! Fake guest memory for every module's tests.
@@ -345,5 +397,25 @@ pub mod tests {
         assert!(memory.page(Gfn(u64::MAX)).is_none());
         assert!(memory.special(SPECIALS).is_none());
         assert!(memory.ram_window(GuestPhys(0x3000), 0x1001).is_err());
+    }
+
+    #[test]
+    fn a_lookup_finds_what_a_single_one_finds() {
+        let (low, high) = (leak(2), leak(3));
+        let mut memory =
+            GuestMemory::new(&[(GuestPhys(0x4000), low), (GuestPhys(0x6000), high)], leak(SPECIALS));
+        memory.set_overlay(1, Some(Gfn(5)));
+        memory.set_overlay(2, Some(Gfn(0x10000)));
+        for index in 0..5 {
+            memory.page(Gfn(4 + index)).unwrap().set_u64(0, 10 + index);
+        }
+        memory.special(2).unwrap().set_u64(0, 20);
+        let word = |page: Option<Page>| page.map(|page| page.u64(0));
+        for gfn in (0..80).chain([0x10000, GFN_END, GFN_END + 4, (1 << 52) + 4, u64::MAX]) {
+            assert_eq!(word(memory.lookup().page(Gfn(gfn))), word(memory.page(Gfn(gfn))), "{gfn:#x}");
+        }
+        assert_eq!(word(memory.lookup().page(Gfn(5))), memory.special(1).map(|page| page.u64(0)));
+        let none = GuestMemory::new(&[], leak(SPECIALS));
+        assert!(none.lookup().page(Gfn(0)).is_none());
     }
 }

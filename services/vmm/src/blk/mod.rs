@@ -347,7 +347,7 @@ impl Disk {
         }
         let page = match head.indirect {
             Some(grant) => {
-                let page = guest.grants.page(&guest.memory, grant, Want::Read);
+                let page = guest.grants.view(&guest.memory, Want::Read).page(grant);
                 Some(page.map_err(|BadGrant| Status::Error)?)
             }
             None => None,
@@ -436,20 +436,21 @@ fn copy(guest: &Guest, pool: &Pool, flight: &Flight) -> Result<(), BadGrant> {
     // An offset outside of the pool is refused by the copy.
     let in_volume = || usize::try_from(flight.sector.saturating_mul(blk::SECTOR)).unwrap_or(usize::MAX);
     let mut at = flight.extent.map_or_else(in_volume, Extent::offset);
-    let is_read = flight.operation == Operation::Read;
-    let want = if is_read { Want::Write } else { Want::Read };
-    for segment in flight.segments.iter().take(flight.count) {
-        let page = guest.grants.page(&guest.memory, segment.grant(), want)?;
-        let (memory, offset) = (page.memory(), segment.offset());
-        // Checked when the request was taken.
-        let len = segment.bytes().ok_or(BadGrant)? as usize;
-        let copied = if is_read {
-            pool.copy_to(at, memory, offset, len)
-        } else {
-            memory.copy_to(offset, pool, at, len)
-        };
-        copied.map_err(|_| BadGrant)?;
-        at += len;
+    let segments = flight.segments.iter().take(flight.count);
+    if flight.operation == Operation::Read {
+        let view = guest.grants.view(&guest.memory, Want::Write);
+        for segment in segments {
+            let (page, len) = (view.page(segment.grant())?, segment.bytes());
+            pool.copy_to(at, page.memory(), segment.offset(), len).map_err(|_| BadGrant)?;
+            at += len;
+        }
+    } else {
+        let view = guest.grants.view(&guest.memory, Want::Read);
+        for segment in segments {
+            let (page, len) = (view.page(segment.grant())?, segment.bytes());
+            page.memory().copy_to(segment.offset(), pool, at, len).map_err(|_| BadGrant)?;
+            at += len;
+        }
     }
     add(counters::BYTES_COPIED, u64::from(flight.len));
     Ok(())

@@ -30,36 +30,46 @@ const INDIRECT_AT: usize = 28;
 /// Bytes of a segment.
 const SEGMENT_LEN: usize = 8;
 
-/// Part of a page, as the ring has it: a grant, the first and the last sector.
+/// Part of a page. Invariant: it lies inside of the page and is not empty, unless it is [`Segment::NONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment(u64);
+pub struct Segment {
+    grant: GrantRef,
+    offset: u16,
+    len: u16,
+}
 
 impl Segment {
     /// None yet.
-    pub const NONE: Self = Self(0);
+    pub const NONE: Self = Self { grant: GrantRef(0), offset: 0, len: 0 };
+
+    /// From what the ring has: a grant, the first and the last sector; `None` if it makes no sense.
+    #[inline]
+    fn parse(word: u64) -> Option<Self> {
+        let (first, last) = ((word >> 32) as u8, (word >> 40) as u8);
+        if first > last || last >= SECTORS_PER_PAGE {
+            return None;
+        }
+        let sectors = u16::from(last - first + 1);
+        let (offset, len) = (u16::from(first) * SECTOR as u16, sectors * SECTOR as u16);
+        Some(Self { grant: GrantRef(word as u32), offset, len })
+    }
 
     /// The page.
     #[inline]
     pub fn grant(self) -> GrantRef {
-        GrantRef(self.0 as u32)
-    }
-
-    #[inline]
-    fn sectors(self) -> (u8, u8) {
-        ((self.0 >> 32) as u8, (self.0 >> 40) as u8)
+        self.grant
     }
 
     /// First byte in the page.
     #[inline]
     pub fn offset(self) -> usize {
-        usize::from(self.sectors().0) * SECTOR as usize
+        usize::from(self.offset)
     }
 
-    /// Bytes; `None` if it makes no sense.
+    /// Bytes.
     #[inline]
-    pub fn bytes(self) -> Option<u32> {
-        let (first, last) = self.sectors();
-        (first <= last && last < SECTORS_PER_PAGE).then(|| u32::from(last - first + 1) * SECTOR)
+    pub fn bytes(self) -> usize {
+        usize::from(self.len)
     }
 }
 
@@ -170,21 +180,33 @@ impl Head {
         volume_sectors: u64,
         out: &mut [Segment; SEGMENTS_MAX],
     ) -> Result<(usize, u32), Status> {
-        let mut len = 0;
-        for (n, slot) in out.iter_mut().take(self.count).enumerate() {
-            let segment = Segment(match page {
-                Some(page) => page.u64(n * SEGMENT_LEN),
-                None => u64_at(entry, DIRECT_AT + n * SEGMENT_LEN),
-            });
-            len += segment.bytes().ok_or(Status::Error)?;
-            *slot = segment;
-        }
+        let out = out.get_mut(..self.count).ok_or(Status::Error)?;
+        let len = match page {
+            Some(page) => {
+                let mut words = [[0; SEGMENT_LEN]; SEGMENTS_MAX];
+                let words = words.get_mut(..self.count).ok_or(Status::Error)?;
+                page.read(0, words.as_flattened_mut());
+                check(words.iter().map(|bytes| u64::from_le_bytes(*bytes)), out)?
+            }
+            None => check((0..self.count).map(|n| u64_at(entry, DIRECT_AT + n * SEGMENT_LEN)), out)?,
+        };
         let end = self.sector.checked_add(u64::from(len / SECTOR));
         if end.is_none_or(|end| end > volume_sectors) {
             return Err(Status::Error);
         }
         Ok((self.count, len))
     }
+}
+
+/// Checks the segments that `words` are; the bytes of all of them.
+#[inline]
+fn check(words: impl Iterator<Item = u64>, out: &mut [Segment]) -> Result<u32, Status> {
+    let mut len = 0;
+    for (word, slot) in words.zip(out) {
+        *slot = Segment::parse(word).ok_or(Status::Error)?;
+        len += u32::from(slot.len);
+    }
+    Ok(len)
 }
 
 #[inline]
@@ -246,7 +268,7 @@ pub mod tests {
         let (head, segments, len) = all(&entry, None, 107).unwrap();
         assert_eq!((head.operation, head.sector, len), (Operation::Read, 100, 3584));
         let first = segments[0];
-        assert_eq!((first.grant(), first.offset(), first.bytes()), (GrantRef(9), 1024, Some(3072)));
+        assert_eq!((first.grant(), first.offset(), first.bytes()), (GrantRef(9), 1024, 3072));
         assert_eq!(all(&entry, None, 106), Err(Status::Error));
     }
 
@@ -321,9 +343,9 @@ pub mod tests {
             let head = parse(&entry).1;
             let page = head.ok().and_then(|head| head.indirect).map(|_| &page);
             if let Ok((head, segments, len)) = all(&entry, page, sectors) {
-                let inside = |s: &Segment| s.bytes().is_some_and(|len| len > 0 && s.offset() + len as usize <= 4096);
+                let inside = |s: &Segment| s.bytes() > 0 && s.offset() + s.bytes() <= 4096;
                 prop_assert!(segments.iter().all(inside) && segments.len() <= SEGMENTS_MAX);
-                prop_assert_eq!(segments.iter().filter_map(|s| s.bytes()).sum::<u32>(), len);
+                prop_assert_eq!(segments.iter().map(|s| s.bytes()).sum::<usize>(), len as usize);
                 prop_assert!(head.sector + u64::from(len / 512) <= sectors);
                 prop_assert!(head.operation == Operation::Flush || len > 0);
             }

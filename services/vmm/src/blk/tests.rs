@@ -142,6 +142,31 @@ fn a_write_gathers_the_guests_pages_into_the_pool() {
 }
 
 #[test]
+fn pages_in_any_order_and_under_special_frames_keep_their_bytes() {
+    let mut s = setup(false, false);
+    // Grants 40.. are pages 20, 21, 22, 19 and 23; page 21 is hidden by a special frame.
+    let gfns = [20, 21, 22, 19, 23];
+    s.guest.memory.set_overlay(1, Some(Gfn(21)));
+    for (n, gfn) in gfns.into_iter().enumerate() {
+        permit(&s.guest.memory, 40 + n as u32, gfn, false);
+        s.guest.memory.page(Gfn(u64::from(gfn))).unwrap().memory().fill(0, 4096, gfn as u8).unwrap();
+    }
+    let segments = [(40, 0, 7), (41, 0, 7), (42, 0, 3), (42, 4, 6), (43, 0, 7), (44, 1, 7)];
+    s.put(entry(1, 5, 0, &segments));
+    s.service();
+    let Ok(Some(Request::Transfer { pool_offset, len, .. })) = s.server.receive() else { panic!() };
+    let lens = [8u8, 8, 7, 8, 7].map(|sectors| usize::from(sectors) * 512);
+    let expected: Vec<u8> =
+        gfns.iter().zip(lens).flat_map(|(gfn, len)| core::iter::repeat_n(*gfn as u8, len)).collect();
+    let mut bytes = alloc::vec![0; len as usize];
+    s.pool.read(pool_offset as usize, &mut bytes).unwrap();
+    assert!(bytes == expected);
+    // The RAM under the special frame has nothing of it.
+    s.guest.memory.set_overlay(1, None);
+    assert_eq!(s.guest.memory.page(Gfn(21)).unwrap().u8(0), 0);
+}
+
+#[test]
 fn a_volume_in_memory_is_read_and_written_in_place() {
     let (client, mut server) = memory_channel(64 * 4096);
     let mut s = setup(false, false);
