@@ -228,7 +228,8 @@ const TABLE: &[Entry] = &[
     Entry::new(Group::Blk, MIB_PER, "blk-read-1m-qd1", "1 MiB sequential read")
         .more()
         .peer(1968, "KVM")
-        .goal(4000),
+        .goal(4000)
+        .promise(1750),
     Entry::new(Group::Blk, MIB_PER, "blk-read-128k-qd8", "128 KiB sequential read, 8 in flight")
         .more()
         .peer(1125, "Xen"),

@@ -133,13 +133,14 @@ pub const CPU: [Source; 5] = [
     cpu("sleep-overshoot", "sleep-overshoot", median),
 ];
 
-// As many requests as in the peers' runs.
-const RANDOM_READ: Work = Work::Blk { pattern: "randread", block: 4096, requests: 64, depth: 1 };
-const RANDOM_READS: Work = Work::Blk { pattern: "randread", block: 4096, requests: 256, depth: 32 };
-const RANDOM_WRITE: Work = Work::Blk { pattern: "randwrite", block: 4096, requests: 64, depth: 1 };
-const RANDOM_WRITES: Work = Work::Blk { pattern: "randwrite", block: 4096, requests: 256, depth: 32 };
-const LARGE_READ: Work = Work::Blk { pattern: "read", block: 1 << 20, requests: 8, depth: 1 };
-const MEDIUM_READS: Work = Work::Blk { pattern: "read", block: 128 << 10, requests: 64, depth: 8 };
+// More requests than in the peers' runs, so that a tick of the guest's timer more or less does not show; those in a
+// row fit the disk as often as `split` repeats them.
+const RANDOM_READ: Work = Work::Blk { pattern: "randread", block: 4096, requests: 512, depth: 1 };
+const RANDOM_READS: Work = Work::Blk { pattern: "randread", block: 4096, requests: 1024, depth: 32 };
+const RANDOM_WRITE: Work = Work::Blk { pattern: "randwrite", block: 4096, requests: 512, depth: 1 };
+const RANDOM_WRITES: Work = Work::Blk { pattern: "randwrite", block: 4096, requests: 1024, depth: 32 };
+const LARGE_READ: Work = Work::Blk { pattern: "read", block: 1 << 20, requests: 12, depth: 1 };
+const MEDIUM_READS: Work = Work::Blk { pattern: "read", block: 128 << 10, requests: 96, depth: 8 };
 
 /// A disk in memory.
 pub const BLK: [Source; 6] = [
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn commands_grow_with_the_amount() {
-        assert_eq!(RANDOM_READ.command(1), "probe blk /dev/xvda randread 4096 262144 1");
+        assert_eq!(RANDOM_READ.command(1), "probe blk /dev/xvda randread 4096 2097152 1");
         assert_eq!(NET[0].work.command(3), "probe net 10.77.0.1:5001 rr 1500");
         assert_eq!((NET[0].work.requests(), NET[1].work.requests()), (500, 128));
     }
