@@ -195,8 +195,9 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
     /// Zeroes memory for the next guest, if that has not been done since memory came back. When init has nothing
     /// else to do.
     pub fn zero_ahead(&mut self) {
-        if core::mem::take(&mut self.is_zeroing_due)
-            && self.operation.is_none()
+        // A guest that is being built or destroyed comes first; then it is still due.
+        if self.operation.is_none()
+            && core::mem::take(&mut self.is_zeroing_due)
             && let Err(error) = self.resources.zero_ahead()
         {
             // It is done when a guest is built, then.

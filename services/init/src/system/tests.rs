@@ -290,6 +290,14 @@ fn memory_is_zeroed_once_for_each_guest_that_gets_it() {
     let domid = built(&mut system, spec("web", 8 << 10));
     assert!(system.resources.kernel.zeroed - before >= 8 << 20);
     destroyed(&mut system, domid);
+    // Init sleeps while a peer is waited for: what is due stays so.
+    system.on_builder(Request::Build(spec("other", 4 << 10)));
+    system.zero_ahead();
+    assert!(system.operation.is_some() && system.is_zeroing_due);
+    for (peer, id) in asked(&mut system, true) {
+        system.on_supervise(peer, Say::Attached { id });
+    }
+    answers(&mut system);
     system.zero_ahead();
     let before = system.resources.kernel.zeroed;
     built(&mut system, spec("web", 8 << 10));
