@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod bits;
 pub mod blk;
 pub mod boot;
 pub mod builder;

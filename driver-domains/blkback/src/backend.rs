@@ -10,6 +10,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use proto::bits::bits;
 use proto::blk::{POOL_SIZE, Refusal, Request, Response};
 use proto::channel::Region;
 
@@ -160,7 +161,7 @@ impl<C: Client, D: Disk> Backend<C, D> {
             Some(slot) => *slot = Some(channel),
             None => self.channels.push(Some(channel)),
         }
-        for bit in bits(signals) {
+        for bit in bits(signals).map(|bit| bit as usize) {
             if let Some(set) = self.by_signal.get_mut(bit) {
                 set.insert(index);
             }
@@ -214,7 +215,7 @@ impl<C: Client, D: Disk> Backend<C, D> {
                 Self::complete(&mut self.channels, &mut self.touched, volume);
             }
         }
-        for bit in bits(signals) {
+        for bit in bits(signals).map(|bit| bit as usize) {
             if let Some(set) = self.by_signal.get(bit) {
                 self.ready.insert_all(set);
             }
@@ -395,16 +396,4 @@ impl<C: Client, D: Disk> Backend<C, D> {
         }
         volume.disk.kick();
     }
-}
-
-/// The numbers of the bits that are set.
-fn bits(mut word: u64) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        if word == 0 {
-            return None;
-        }
-        let bit = word.trailing_zeros();
-        word &= word - 1;
-        Some(bit as usize)
-    })
 }

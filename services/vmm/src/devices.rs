@@ -9,6 +9,7 @@
 
 use alloc::vec::Vec;
 
+use proto::bits::bits;
 use proto::channel::{ChannelInfo, ChannelKind};
 use rt::channel::{ChannelError, Client};
 
@@ -405,18 +406,6 @@ enum Found<'a> {
     Disk(&'a mut Disk),
     Vif(&'a mut Vif),
     Nothing,
-}
-
-/// The numbers of the bits that are set.
-fn bits(mut word: u64) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        if word == 0 {
-            return None;
-        }
-        let bit = word.trailing_zeros();
-        word &= word - 1;
-        Some(bit)
-    })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod request;
 
 use alloc::vec::Vec;
 
+use proto::bits::bits;
 use proto::blk::{self, Blk, Direction, IN_FLIGHT_MAX, Request, Response};
 use proto::counters;
 use rt::channel::{Client, SendError};
@@ -208,7 +209,7 @@ impl Disk {
         front.ring.close(&guest.grants);
         self.free |= self.unsent;
         self.unsent = 0;
-        for id in bits(!self.free) {
+        for id in bits(!self.free).map(|id| id as usize) {
             if let Some(flight) = self.flights.get_mut(id) {
                 flight.is_orphan = true;
             }
@@ -374,7 +375,7 @@ impl Disk {
         if self.unsent == 0 || !matches!(self.backing, Backing::Open(_)) {
             return;
         }
-        for id in bits(self.unsent) {
+        for id in bits(self.unsent).map(|id| id as usize) {
             if self.submit(guest, id).is_err() {
                 let tag = self.flights.get(id).map_or_else(Tag::default, |flight| flight.tag);
                 if let Some(front) = &mut self.front {
@@ -454,18 +455,6 @@ fn copy(guest: &Guest, pool: &Pool, flight: &Flight) -> Result<(), BadGrant> {
     }
     add(counters::BYTES_COPIED, u64::from(flight.len));
     Ok(())
-}
-
-/// The numbers of the bits that are set.
-fn bits(mut word: u32) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        if word == 0 {
-            return None;
-        }
-        let bit = word.trailing_zeros();
-        word &= word - 1;
-        Some(bit as usize)
-    })
 }
 
 #[cfg(test)]
