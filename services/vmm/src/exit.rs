@@ -174,6 +174,7 @@ impl<P: Platform> Machine<P> {
                 Outcome::Run
             }
             Done::Again(_) => Outcome::Run,
+            Done::AgainAfter(_, outcome) => outcome,
             Done::Then(outcome) => {
                 self.skip(vcpu, state, 3);
                 outcome
@@ -256,7 +257,7 @@ impl<P: Platform> Machine<P> {
         // prefixes here in practice.
         let is_flat = state.cs_attributes & (CODE_64 | CODE_32) != 0;
         let paging = Paging::of(state);
-        let Ok(gpa) = paging.translate(&self.guest.memory, state.rip, Access::Read) else { return 0 };
+        let Ok(gpa) = paging.translate(&self.guest.memory, state.rip, Access::Fetch) else { return 0 };
         let Some(page) = self.guest.memory.page(gpa.gfn()).filter(|_| is_flat) else { return 0 };
         let mut bytes = [0; INSTRUCTION_MAX];
         page.read(gpa.offset(), &mut bytes);
