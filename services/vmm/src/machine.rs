@@ -190,8 +190,8 @@ pub struct Vcpu {
     pub timer: u64,
     /// The vector of the local APIC that was offered at the last entry.
     pub offered: Option<u8>,
-    /// The last exit was for an invalid state: the second time in a row there is no way on.
-    pub was_invalid: bool,
+    /// Exits in a row for the same invalid state, and what it was.
+    pub invalid: (u32, u64),
     /// NB_CFG, which Linux writes and reads back.
     pub nb_cfg: u64,
     /// Something changed that [`Machine::prepare_entry`] or the timer depends on.
@@ -255,7 +255,7 @@ impl Vcpu {
             wait: Wait::None,
             timer: 0,
             offered: None,
-            was_invalid: false,
+            invalid: (0, 0),
             nb_cfg: 0,
             has_news: true,
             lengths: Lengths([(0, 0, 0); LENGTHS]),
@@ -267,7 +267,7 @@ impl Vcpu {
     pub fn reset(&mut self) {
         self.apic = Apic::new(self.id * 2);
         (self.wait, self.start) = (Wait::Start, None);
-        (self.offered, self.was_invalid, self.has_news) = (None, false, true);
+        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
     }
 }
 
