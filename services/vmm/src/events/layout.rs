@@ -6,10 +6,7 @@
 //! Sources: Xen public/xen.h (shared_info, vcpu_info), public/arch-x86/xen.h (arch_shared_info);
 //! arch/x86/hvm/hvm.c (hvm_latch_shinfo_size).
 
-use proto::abi::VcpuState;
-
 use crate::memory::Page;
-use crate::walk::EFER_LMA;
 
 /// shared_info: a bit per port.
 pub(super) const PENDING: usize = 0x800;
@@ -20,8 +17,6 @@ pub const VCPU_INFO_LEN: usize = 64;
 /// Offset of vcpu_time_info in vcpu_info.
 pub const TIME: usize = 32;
 
-/// CS attribute L.
-const CODE_64: u32 = 1 << 9;
 /// A port's bit is in the word with this many bits; words are accessed so in both layouts.
 const WORD_BITS: u32 = 64;
 
@@ -47,15 +42,6 @@ impl Layout {
     /// That of 32-bit guests.
     pub const BITS_32: Self =
         Self { ports: 1024, mask: 0x880, wall_clock: 0x900, wall_seconds_high: 0x924, selector: 4 };
-
-    /// The layout that the code which runs on a vCPU expects.
-    pub fn of(state: &VcpuState) -> Self {
-        if state.efer & EFER_LMA != 0 && state.cs_attributes & CODE_64 != 0 {
-            Self::BITS_64
-        } else {
-            Self::BITS_32
-        }
-    }
 
     #[inline]
     fn is_64(&self) -> bool {
