@@ -12,10 +12,18 @@ pub enum Errno {
     Perm = -1,
     /// No such entry.
     NoEntry = -2,
+    /// No such domain.
+    Search = -3,
+    /// No such device or address.
+    NoDevice = -6,
     /// Out of memory.
     NoMemory = -12,
+    /// Permission denied.
+    Access = -13,
     /// Bad address.
     Fault = -14,
+    /// In use.
+    Busy = -16,
     /// Exists already.
     Exists = -17,
     /// Invalid argument.
@@ -24,6 +32,8 @@ pub enum Errno {
     NoSpace = -28,
     /// Not implemented.
     NoSys = -38,
+    /// Not supported.
+    NotSupported = -95,
 }
 
 impl From<Fault> for Errno {
