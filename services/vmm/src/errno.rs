@@ -12,6 +12,8 @@ pub enum Errno {
     Perm = -1,
     /// No such entry.
     NoEntry = -2,
+    /// No such domain.
+    Search = -3,
     /// Out of memory.
     NoMemory = -12,
     /// Bad address.
@@ -24,6 +26,8 @@ pub enum Errno {
     NoSpace = -28,
     /// Not implemented.
     NoSys = -38,
+    /// The time has passed.
+    Time = -62,
 }
 
 impl From<Fault> for Errno {

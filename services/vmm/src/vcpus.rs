@@ -41,6 +41,11 @@ impl Parked {
         self.0.get_mut(id as usize)?.as_deref_mut()
     }
 
+    /// All vCPUs whose turn it is not, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Vcpu> {
+        self.0.iter_mut().filter_map(|vcpu| vcpu.as_deref_mut())
+    }
+
     /// All vCPUs whose turn it is not.
     pub fn iter(&self) -> impl Iterator<Item = &Vcpu> {
         self.0.iter().filter_map(|vcpu| vcpu.as_deref())
@@ -106,7 +111,7 @@ impl<P: Platform> Machine<P> {
             && vcpu.wait == Wait::Start
             && vcpu.start.is_none()
         {
-            vcpu.start = Some(start);
+            (vcpu.start, vcpu.is_initialised) = (Some(start), true);
         }
     }
 
