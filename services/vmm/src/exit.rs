@@ -167,6 +167,7 @@ impl<P: Platform> Machine<P> {
     /// [is not settled](Self::is_settled).
     pub fn prepare_entry(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
         self.tick(vcpu);
+        self.account_entry(vcpu, || Paging::of(state));
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
@@ -212,6 +213,7 @@ impl<P: Platform> Machine<P> {
     fn halt(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
         counters::inc(count::EXIT_HLT);
         // With all vCPUs halted for good the guest is off: Linux without ACPI ends like this.
+        self.skip(vcpu, state, 1);
         if state.rflags & RFLAGS_IF == 0 {
             if self.stop_vcpu(vcpu) {
                 let what = sentence(format_args!("the guest halted all its CPUs"));
@@ -219,7 +221,6 @@ impl<P: Platform> Machine<P> {
             }
             return Outcome::Wait;
         }
-        self.skip(vcpu, state, 1);
         vcpu.wait = Wait::Interrupt;
         Outcome::Wait
     }
@@ -387,10 +388,10 @@ mod tests {
         let (mut machine, mut vcpu) = machine();
         let mut state = exit(HLT);
         assert!(matches!(machine.handle_exit(&mut vcpu, &mut state), Outcome::End(EndReason::PowerOff, _)));
-        let mut state = exit(HLT);
         state.rflags |= RFLAGS_IF;
         assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Wait);
-        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Interrupt));
+        // Both count as done: VCPUOP_up goes on behind them.
+        assert_eq!((state.rip, vcpu.wait), (0x5002, Wait::Interrupt));
         assert!(!machine.wakes(&mut vcpu));
         machine.set_timer(&mut vcpu, 500);
         machine.guest.callback = Some(0xf3);

@@ -31,8 +31,10 @@ pub mod memory;
 pub mod msr;
 pub mod net;
 pub mod ports;
+pub mod runstate;
 pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod vcpus;
 pub mod walk;
+pub mod watchdog;

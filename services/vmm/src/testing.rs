@@ -22,6 +22,8 @@ pub const RAM_PAGES: usize = 64;
 pub struct FakePlatform {
     /// The time stamp counter.
     pub tsc: Cell<u64>,
+    /// The thread's time on a CPU.
+    pub cpu_time: Cell<u64>,
     /// What is mapped.
     pub mapped: Vec<(usize, Gfn)>,
     /// RAM that was put back.
@@ -31,6 +33,9 @@ pub struct FakePlatform {
 impl Platform for FakePlatform {
     fn tsc(&self) -> u64 {
         self.tsc.get()
+    }
+    fn cpu_time(&self) -> u64 {
+        self.cpu_time.get()
     }
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {
         assert!(self.mapped.iter().all(|(other, _)| *other != index), "a capability is mapped at most once");
