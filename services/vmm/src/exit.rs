@@ -183,14 +183,15 @@ impl<P: Platform> Machine<P> {
     }
 
     fn halt(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
-        // With the only vCPU halted for good the guest is off: Linux without ACPI ends like this.
-        if state.rflags & RFLAGS_IF == 0 {
-            return Outcome::End(
-                EndReason::PowerOff,
-                sentence(format_args!("the guest halted all its CPUs")),
-            );
-        }
         counters::inc(count::EXIT_HLT);
+        // With all vCPUs halted for good the guest is off: Linux without ACPI ends like this.
+        if state.rflags & RFLAGS_IF == 0 {
+            if self.stop_vcpu(vcpu) {
+                let what = sentence(format_args!("the guest halted all its CPUs"));
+                return Outcome::End(EndReason::PowerOff, what);
+            }
+            return Outcome::Wait;
+        }
         self.skip(vcpu, state, 1);
         vcpu.wait = Wait::Interrupt;
         Outcome::Wait
