@@ -173,7 +173,7 @@ impl<P: Platform> Machine<P> {
                 self.skip(vcpu, state, 3);
                 Outcome::Run
             }
-            Done::Again(_) => Outcome::Run,
+            Done::Again(_) | Done::AgainFrom(_) => Outcome::Run,
             Done::AgainAfter(_, outcome) => outcome,
             Done::Then(outcome) => {
                 self.skip(vcpu, state, 3);

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod apic;
 pub mod backend;
+pub mod balloon;
 pub mod blk;
 pub mod clock;
 pub mod console;
@@ -30,6 +31,7 @@ pub mod memory;
 pub mod msr;
 pub mod net;
 pub mod ports;
+pub mod reservation;
 pub mod store;
 #[cfg(test)]
 mod testing;
