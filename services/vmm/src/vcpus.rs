@@ -116,3 +116,75 @@ impl<P: Platform> Machine<P> {
         self.parked.iter().all(|vcpu| vcpu.wait == Wait::Start && vcpu.start.is_none())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::machine_of;
+
+    #[test]
+    fn vcpus_have_their_turns_in_order_and_those_that_wait_have_none() {
+        let (mut machine, first) = machine_of(4);
+        let mut running = Box::new(first);
+        assert!(!machine.is_parked_ready() && !machine.take_turn(&mut running), "none was started");
+        for id in [1, 3] {
+            machine.start_vcpu(&mut running, id, Start::Sipi(id as u8));
+        }
+        let mut turns = Vec::new();
+        for _ in 0..5 {
+            assert!(machine.take_turn(&mut running));
+            turns.push(running.id);
+        }
+        assert_eq!(turns, [1, 3, 0, 1, 3]);
+        machine.parked.get_mut(0).unwrap().wait = Wait::Interrupt;
+        assert!(machine.take_turn(&mut running));
+        assert_eq!(running.id, 1);
+        assert!(machine.parked.get_mut(1).is_none(), "the one that runs is not parked");
+        assert!(
+            machine.has_vcpu(&running, 1) && machine.has_vcpu(&running, 2) && !machine.has_vcpu(&running, 4)
+        );
+    }
+
+    #[test]
+    fn a_second_sipi_has_no_effect_and_init_stops() {
+        let (mut machine, mut first) = machine_of(2);
+        machine.start_vcpu(&mut first, 1, Start::Sipi(0x98));
+        machine.start_vcpu(&mut first, 1, Start::Sipi(0x99));
+        assert!(machine.is_parked_ready());
+        let start = machine.parked.get_mut(1).unwrap().start.take();
+        assert!(matches!(start, Some(Start::Sipi(0x98))));
+        machine.start_vcpu(&mut first, 1, Start::Sipi(0x9a));
+        assert!(machine.parked.get_mut(1).unwrap().start.is_none());
+        machine.reset_vcpu(&mut first, 1);
+        assert!(!machine.is_parked_ready());
+        machine.start_vcpu(&mut first, 7, Start::Sipi(1));
+        machine.start_vcpu(&mut first, 0, Start::Sipi(1));
+        assert!(first.start.is_none(), "it runs");
+    }
+
+    #[test]
+    fn the_guest_is_off_when_the_last_vcpu_halts_for_good() {
+        let (mut machine, first) = machine_of(2);
+        let mut running = Box::new(first);
+        machine.start_vcpu(&mut running, 1, Start::Sipi(1));
+        assert!(!machine.stop_vcpu(&mut running));
+        assert!(machine.take_turn(&mut running) && running.id == 1);
+        running.start = None;
+        assert!(machine.stop_vcpu(&mut running));
+    }
+
+    #[test]
+    fn a_parked_vcpus_timer_is_a_deadline_and_wakes_it() {
+        let (mut machine, first) = machine_of(2);
+        let mut running = Box::new(first);
+        machine.guest.callback = Some(0xf3);
+        machine.guest.events.bind_virq(0, 1).unwrap();
+        let other = machine.parked.get_mut(1).unwrap();
+        (other.wait, other.timer) = (Wait::Interrupt, 700);
+        assert_eq!(machine.deadline_of_all(&running), 700);
+        assert!(!machine.is_parked_ready());
+        machine.platform.tsc.set(700);
+        assert!(machine.take_turn(&mut running) && running.id == 1);
+        assert_eq!(machine.deadline_of_all(&running), 0);
+    }
+}
