@@ -14,6 +14,8 @@ pub enum Errno {
     NoEntry = -2,
     /// No such domain.
     Search = -3,
+    /// No such device or address.
+    NoDevice = -6,
     /// Too long a list.
     TooBig = -7,
     /// Out of memory.
@@ -22,10 +24,10 @@ pub enum Errno {
     Access = -13,
     /// Bad address.
     Fault = -14,
+    /// In use.
+    Busy = -16,
     /// Exists already.
     Exists = -17,
-    /// The page is another one than was meant.
-    CrossDevice = -18,
     /// There is no such equipment.
     NoEquipment = -19,
     /// Invalid argument.

@@ -356,7 +356,7 @@ mod tests {
         assert_eq!((state.rip, state.interrupt), (0x5000, 0));
         machine.guest.callback = Some(0xf3);
         let port = machine.guest.events.bind_ipi(0).unwrap();
-        machine.guest.events.raise(port);
+        machine.guest.events.send(port).unwrap();
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!((state.rip, state.interrupt_shadow), (0x5001, 0));
     }

@@ -369,6 +369,9 @@ impl<P: Platform> Machine<P> {
                         || (until_ns != 0 && self.now_ns() >= until_ns)
                 }
             };
+        if matches!(vcpu.wait, Wait::Poll { .. }) {
+            self.guest.events.set_polling(vcpu.id as usize, !wakes);
+        }
         if wakes {
             vcpu.wait = Wait::None;
         }

@@ -8,6 +8,7 @@ use proto::abi::{VcpuState, groups};
 
 use crate::apic;
 use crate::cpuid::HYPERCALL_MSR;
+use crate::hypercall::Width;
 use crate::machine::{Machine, Platform, Vcpu};
 use crate::memory::{Gfn, PAGE};
 use crate::walk::{CR0_PG, EFER_LMA};
@@ -85,7 +86,10 @@ impl<P: Platform> Machine<P> {
             APIC_BASE if value & !APIC_BASE_BSP == APIC_BASE_VALUE => {}
             PAT => write_pat(state, value)?,
             NB_CFG => vcpu.nb_cfg = value,
-            HYPERCALL_MSR => self.write_hypercall_page(value)?,
+            HYPERCALL_MSR => {
+                self.write_hypercall_page(value)?;
+                self.guest.events.latch(Width::of(state).layout());
+            }
             TSC | DEBUG_CTL | TSC_AUX | HWCR | LS_CFG => {}
             PERF_FIRST..=PERF_LAST | DE_CFG_FIRST..=DE_CFG_LAST => {}
             _ => return Err(Refused),

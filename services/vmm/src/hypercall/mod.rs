@@ -37,6 +37,7 @@ pub use hvm::Params;
 use proto::abi::{VcpuState, gpr};
 
 use crate::errno::{Answer, Errno, to_rax};
+use crate::events::Layout;
 use crate::machine::{Guest, Machine, Outcome, Platform, Vcpu};
 use crate::walk::{EFER_LMA, Paging};
 
@@ -128,6 +129,11 @@ impl Width {
         } else {
             Self::Bits32
         }
+    }
+
+    /// The layout of shared_info that such code expects.
+    pub fn layout(self) -> Layout {
+        if self == Self::Bits64 { Layout::BITS_64 } else { Layout::BITS_32 }
     }
 }
 

@@ -147,5 +147,7 @@ fn set_callback<P: Platform>(call: &mut Call<'_, P>, value: u64) {
     if value >> 56 == BY_VECTOR {
         guest.callback = Some(value as u8);
     }
+    let layout = call.width.layout();
+    call.guest().events.latch(layout);
     call.vcpu.has_news = true;
 }
