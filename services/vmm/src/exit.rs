@@ -201,7 +201,7 @@ impl<P: Platform> Machine<P> {
                 self.skip(vcpu, state, 3);
                 Outcome::Run
             }
-            Done::Again(_) => Outcome::Run,
+            Done::Again(_) | Done::AgainFrom(_) => Outcome::Run,
             Done::AgainAfter(_, outcome) => outcome,
             Done::Then(outcome) => {
                 self.skip(vcpu, state, 3);
@@ -388,10 +388,13 @@ mod tests {
         let (mut machine, mut vcpu) = machine();
         let mut state = exit(HLT);
         assert!(matches!(machine.handle_exit(&mut vcpu, &mut state), Outcome::End(EndReason::PowerOff, _)));
+        // It counts as done: VCPUOP_up goes on behind it.
+        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Start));
+        let (mut machine, mut vcpu) = crate::testing::machine();
+        let mut state = exit(HLT);
         state.rflags |= RFLAGS_IF;
         assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Wait);
-        // Both count as done: VCPUOP_up goes on behind them.
-        assert_eq!((state.rip, vcpu.wait), (0x5002, Wait::Interrupt));
+        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Interrupt));
         assert!(!machine.wakes(&mut vcpu));
         machine.set_timer(&mut vcpu, 500);
         machine.guest.callback = Some(0xf3);

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod apic;
 pub mod backend;
+pub mod balloon;
 pub mod blk;
 pub mod clock;
 pub mod console;
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod msr;
 pub mod net;
 pub mod ports;
+pub mod reservation;
 pub mod runstate;
 pub mod store;
 #[cfg(test)]

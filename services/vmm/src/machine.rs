@@ -6,6 +6,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use proto::abi::VcpuState;
 use proto::text::Text;
@@ -18,6 +19,7 @@ use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::events::{Events, Port, VIRQ_TIMER};
 use crate::grants::GrantTable;
+use crate::hypercall::Params;
 use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
@@ -41,11 +43,14 @@ pub trait Platform {
     /// # Errors
     /// [`MapFailed`].
     fn unmap_special(&mut self, index: usize) -> Result<(), MapFailed>;
-    /// Puts RAM back where a special frame hid it.
+    /// Takes `count` pages of RAM from `gfn` on out of the VM, as far as its page tables can be cut up.
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64);
+    /// Maps RAM around `gfn` into the VM, in place of what is there, and answers the frame numbers from the
+    /// first to the one behind the last that this concerns.
     ///
     /// # Errors
     /// [`MapFailed`].
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed>;
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed>;
 }
 
 /// The nested page tables could not be changed (out of frames for them, or out of slots).
@@ -77,6 +82,10 @@ pub struct Guest {
     pub clock: Clock,
     /// Vector of the upcall, once the guest has set it.
     pub callback: Option<u8>,
+    /// Parameters that the guest set.
+    pub params: Params,
+    /// The map that the guest set in place of the one that it was started with.
+    pub memory_map: Option<Box<[u8]>>,
     /// The console's port.
     pub console_port: Port,
     /// The store's port.
@@ -123,6 +132,8 @@ impl Guest {
             grants: GrantTable::default(),
             clock,
             callback: None,
+            params: Params::default(),
+            memory_map: None,
             console_port,
             store_port,
             early_output: heapless::Deque::new(),
@@ -332,7 +343,8 @@ impl<P: Platform> Machine<P> {
         self.guest.clock.ns(self.platform.tsc())
     }
 
-    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there.
+    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there. RAM that was there
+    /// is given away, as Xen frees it.
     ///
     /// # Errors
     /// [`Errno::Invalid`] beyond the guest's address space, [`Errno::NoMemory`].
@@ -349,21 +361,21 @@ impl<P: Platform> Machine<P> {
         }
         self.remove_special(index)?;
         self.platform.map_special(index, gfn).map_err(|MapFailed| Errno::NoMemory)?;
+        self.guest.memory.give_away(gfn);
         self.guest.memory.set_overlay(index, Some(gfn));
         Ok(())
     }
 
-    /// Takes special frame `index` out of the guest's address space; RAM that it hid is back.
+    /// Takes special frame `index` out of the guest's address space; nothing is there then.
     ///
     /// # Errors
     /// [`Errno::NoMemory`].
     pub fn remove_special(&mut self, index: usize) -> Result<(), Errno> {
-        let Some(gfn) = self.guest.memory.where_is(index) else { return Ok(()) };
+        if self.guest.memory.where_is(index).is_none() {
+            return Ok(());
+        }
         self.platform.unmap_special(index).map_err(|MapFailed| Errno::NoMemory)?;
         self.guest.memory.set_overlay(index, None);
-        if self.guest.memory.is_ram(gfn) {
-            self.platform.restore_ram(gfn).map_err(|MapFailed| Errno::NoMemory)?;
-        }
         Ok(())
     }
 
