@@ -362,8 +362,10 @@ mod tests {
     #[test]
     fn a_local_apic_interrupt_is_accepted_when_the_guest_took_it_and_kept_when_delivery_broke() {
         let (mut machine, mut vcpu) = machine();
-        vcpu.apic.write(0x83f, 0xf6).unwrap();
         let mut state = exit(INTR);
+        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
+            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
+        }
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
         machine.handle_exit(&mut vcpu, &mut state);
@@ -436,8 +438,10 @@ mod tests {
     #[test]
     fn an_interrupt_taken_before_a_signal_is_not_offered_again() {
         let (mut machine, mut vcpu) = machine();
-        vcpu.apic.write(0x83f, 0xf6).unwrap();
         let mut state = exit(INTR);
+        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
+            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
+        }
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
         state.interrupt = 0xf6;

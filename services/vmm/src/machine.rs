@@ -8,7 +8,7 @@ use proto::text::Text;
 use proto::toolstack::EndReason;
 use rt::time;
 
-use crate::apic::Apic;
+use crate::apic::{self, Apic};
 use crate::clock::Clock;
 use crate::cpuid::Cpuid;
 use crate::errno::Errno;
@@ -332,9 +332,24 @@ impl<P: Platform> Machine<P> {
         wakes
     }
 
-    /// Raises the timer's VIRQ if its time has come.
+    /// The present, as the local APIC needs it.
+    pub fn now(&self) -> apic::Now {
+        apic::Now { tsc: self.platform.tsc(), clock: self.guest.clock }
+    }
+
+    /// Brings an interprocessor interrupt to whom it is for.
+    pub fn send_command(&mut self, vcpu: &mut Vcpu, command: apic::Command) {
+        if vcpu.apic.is_reached(&command, true) {
+            vcpu.apic.receive(command.delivery);
+        }
+    }
+
+    /// Raises the timer's VIRQ, and the local APIC's timer interrupt, if the time has come.
     #[inline]
     pub fn tick(&mut self, vcpu: &mut Vcpu) {
+        if vcpu.apic.due() != 0 {
+            vcpu.apic.tick(&self.now());
+        }
         if vcpu.timer != 0 && self.platform.tsc() >= vcpu.timer {
             vcpu.timer = 0;
             self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
@@ -363,7 +378,7 @@ impl<P: Platform> Machine<P> {
             Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
             _ => 0,
         };
-        earlier(earlier(vcpu.timer, poll), self.guest.events.held_until)
+        earlier(earlier(earlier(vcpu.timer, vcpu.apic.due()), poll), self.guest.events.held_until)
     }
 }
 
