@@ -15,6 +15,7 @@ pub mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod devices;
+pub mod emulate;
 pub mod entry;
 pub mod errno;
 pub mod events;

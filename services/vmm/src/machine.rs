@@ -265,7 +265,7 @@ impl Vcpu {
 
     /// INIT: it waits to be started. What it registered with the hypervisor stays.
     pub fn reset(&mut self) {
-        self.apic = Apic::new(self.id * 2);
+        self.apic.reset();
         (self.wait, self.start) = (Wait::Start, None);
         (self.offered, self.was_invalid, self.has_news) = (None, false, true);
     }
