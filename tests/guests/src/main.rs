@@ -20,10 +20,12 @@
 #![no_main]
 #![allow(dead_code, reason = "what modes have at hand is not always in use")]
 
+mod apic;
 mod check;
 mod devices;
 mod hostile;
 mod machine;
+mod mmio;
 mod modes;
 mod numbers;
 mod out;
