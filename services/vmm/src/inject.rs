@@ -16,6 +16,9 @@ pub const TYPE_INTERRUPT: u64 = 0;
 /// Software interrupt.
 pub const TYPE_SOFTWARE: u64 = 4 << 8;
 
+const TYPE_NMI: u64 = 2 << 8;
+
+const NMI: u64 = 2;
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
@@ -23,6 +26,11 @@ const PAGE_FAULT: u64 = 14;
 /// #UD.
 pub fn invalid_opcode(state: &mut VcpuState) {
     state.inject = VALID | TYPE_EXCEPTION | INVALID_OPCODE;
+}
+
+/// A non-maskable interrupt. The processor is not asked when the guest's handler ends, so that another one may come before.
+pub fn nmi(state: &mut VcpuState) {
+    state.inject = VALID | TYPE_NMI | NMI;
 }
 
 /// #GP(0).

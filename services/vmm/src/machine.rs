@@ -262,13 +262,6 @@ impl Vcpu {
             start: None,
         }
     }
-
-    /// INIT: it waits to be started. What it registered with the hypervisor stays.
-    pub fn reset(&mut self) {
-        self.apic = Apic::new(self.id * 2);
-        (self.wait, self.start) = (Wait::Start, None);
-        (self.offered, self.was_invalid, self.has_news) = (None, false, true);
-    }
 }
 
 /// What follows an exit.
@@ -346,7 +339,8 @@ impl<P: Platform> Machine<P> {
             return false;
         }
         let has_interrupt = self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
-            || vcpu.apic.next().is_some();
+            || vcpu.apic.next().is_some()
+            || vcpu.apic.has_command();
         let wakes = has_interrupt
             || match vcpu.wait {
                 Wait::None => true,
@@ -366,13 +360,6 @@ impl<P: Platform> Machine<P> {
     /// The present, as the local APIC needs it.
     pub fn now(&self) -> apic::Now {
         apic::Now { tsc: self.platform.tsc(), clock: self.guest.clock }
-    }
-
-    /// Brings an interprocessor interrupt to whom it is for.
-    pub fn send_command(&mut self, vcpu: &mut Vcpu, command: apic::Command) {
-        if vcpu.apic.is_reached(&command, true) {
-            vcpu.apic.receive(command.delivery);
-        }
     }
 
     /// Raises the timer's VIRQ, and the local APIC's timer interrupt, if the time has come.
