@@ -27,6 +27,7 @@ mod machine;
 mod numbers;
 mod out;
 mod paging;
+mod processors;
 mod registry;
 mod selftest;
 mod store;
