@@ -174,6 +174,7 @@ impl<P: Platform> Machine<P> {
                 Outcome::Run
             }
             Done::Again(_) => Outcome::Run,
+            Done::AgainAfter(_, outcome) => outcome,
             Done::Then(outcome) => {
                 self.skip(vcpu, state, 3);
                 outcome
@@ -182,14 +183,15 @@ impl<P: Platform> Machine<P> {
     }
 
     fn halt(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
-        // With the only vCPU halted for good the guest is off: Linux without ACPI ends like this.
-        if state.rflags & RFLAGS_IF == 0 {
-            return Outcome::End(
-                EndReason::PowerOff,
-                sentence(format_args!("the guest halted all its CPUs")),
-            );
-        }
         counters::inc(count::EXIT_HLT);
+        // With all vCPUs halted for good the guest is off: Linux without ACPI ends like this.
+        if state.rflags & RFLAGS_IF == 0 {
+            if self.stop_vcpu(vcpu) {
+                let what = sentence(format_args!("the guest halted all its CPUs"));
+                return Outcome::End(EndReason::PowerOff, what);
+            }
+            return Outcome::Wait;
+        }
         self.skip(vcpu, state, 1);
         vcpu.wait = Wait::Interrupt;
         Outcome::Wait
@@ -255,7 +257,7 @@ impl<P: Platform> Machine<P> {
         // prefixes here in practice.
         let is_flat = state.cs_attributes & (CODE_64 | CODE_32) != 0;
         let paging = Paging::of(state);
-        let Ok(gpa) = paging.translate(&self.guest.memory, state.rip, Access::Read) else { return 0 };
+        let Ok(gpa) = paging.translate(&self.guest.memory, state.rip, Access::Fetch) else { return 0 };
         let Some(page) = self.guest.memory.page(gpa.gfn()).filter(|_| is_flat) else { return 0 };
         let mut bytes = [0; INSTRUCTION_MAX];
         page.read(gpa.offset(), &mut bytes);

@@ -33,4 +33,5 @@ pub mod ports;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod vcpus;
 pub mod walk;

@@ -4,6 +4,9 @@
 //! fake [`Platform`]. Invariant: nothing here trusts what the guest wrote; the worst that a guest can do
 //! is to end itself.
 
+use alloc::boxed::Box;
+
+use proto::abi::VcpuState;
 use proto::text::Text;
 use proto::toolstack::EndReason;
 use rt::time;
@@ -17,6 +20,7 @@ use crate::grants::GrantTable;
 use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
+use crate::vcpus::Parked;
 
 /// What the VMM needs of the kernel and the processor.
 pub trait Platform {
@@ -169,6 +173,8 @@ pub enum Wait {
         /// System time, or 0.
         until_ns: u64,
     },
+    /// To be started: it never was, or it halted with interrupts off.
+    Start,
 }
 
 /// What one vCPU has of its own, besides its state page.
@@ -192,6 +198,17 @@ pub struct Vcpu {
     pub has_news: bool,
     /// Lengths of the instructions that exited last.
     pub lengths: Lengths,
+    /// How it is to start at its next turn.
+    pub start: Option<Start>,
+}
+
+/// How a vCPU that waits for that is to start.
+#[derive(Debug)]
+pub enum Start {
+    /// By the local APIC's start-up interrupt with this vector.
+    Sipi(u8),
+    /// In a state that a hypercall described.
+    State(Box<VcpuState>),
 }
 
 /// Lengths of instructions that were measured, by address and CR3: a guest exits from few places.
@@ -242,7 +259,15 @@ impl Vcpu {
             nb_cfg: 0,
             has_news: true,
             lengths: Lengths([(0, 0, 0); LENGTHS]),
+            start: None,
         }
+    }
+
+    /// INIT: it waits to be started. What it registered with the hypervisor stays.
+    pub fn reset(&mut self) {
+        self.apic = Apic::new(self.id * 2);
+        (self.wait, self.start) = (Wait::Start, None);
+        (self.offered, self.was_invalid, self.has_news) = (None, false, true);
     }
 }
 
@@ -268,6 +293,8 @@ pub struct Machine<P> {
     pub platform: P,
     /// CPUID policy.
     pub cpuid: Cpuid,
+    /// The vCPUs whose turn it is not.
+    pub parked: Parked,
 }
 
 impl<P: Platform> Machine<P> {
@@ -315,11 +342,15 @@ impl<P: Platform> Machine<P> {
     /// Whether the vCPU has a reason to go on now; if so it does not wait any more.
     pub fn wakes(&mut self, vcpu: &mut Vcpu) -> bool {
         self.tick(vcpu);
+        if vcpu.wait == Wait::Start && vcpu.start.is_none() {
+            return false;
+        }
         let has_interrupt = self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
             || vcpu.apic.next().is_some();
         let wakes = has_interrupt
             || match vcpu.wait {
                 Wait::None => true,
+                Wait::Start => true,
                 Wait::Interrupt => false,
                 Wait::Poll { ports, until_ns } => {
                     ports.iter().any(|&port| port != 0 && self.guest.events.is_pending(Port(port)))

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::cpuid::{self, Cpuid};
 use crate::machine::{Guest, Machine, MapFailed, Platform, Vcpu};
 use crate::memory::{Gfn, tests::fake};
+use crate::vcpus::Parked;
 
 /// Pages of RAM that the fake machine has.
 pub const RAM_PAGES: usize = 64;
@@ -49,14 +50,23 @@ impl Platform for FakePlatform {
 
 /// A guest that has not started.
 pub fn guest() -> Guest {
-    Guest::new(fake(RAM_PAGES), Clock::new(1_000_000, 0), 1, 5, [7; 16]).unwrap()
+    guest_of(1)
+}
+
+fn guest_of(vcpus: usize) -> Guest {
+    Guest::new(fake(RAM_PAGES), Clock::new(1_000_000, 0), vcpus, 5, [7; 16]).unwrap()
 }
 
 /// A machine with one vCPU.
 pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
-    let policy = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
-    let machine = Machine { guest: guest(), platform: FakePlatform::default(), cpuid: policy };
-    (machine, Vcpu::new(0))
+    machine_of(1)
+}
+
+/// A machine with several vCPUs, of which the first is here.
+pub fn machine_of(vcpus: usize) -> (Machine<FakePlatform>, Vcpu) {
+    let cpuid = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
+    let (guest, platform, parked) = (guest_of(vcpus), FakePlatform::default(), Parked::new(vcpus));
+    (Machine { guest, platform, cpuid, parked }, Vcpu::new(0))
 }
 
 /// Both ends of a channel over memory of the test's own.

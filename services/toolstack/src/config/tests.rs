@@ -45,7 +45,7 @@ fn a_typical_file() {
         "web.cfg",
         "# web server\nname = 'web'; type = \"pvh\"\nuuid='c0a7d3e2-1b5f-4e6a-9d8c-7b6a5f4e3d2c'\n\
          kernel = '/boot/vmlinuz'\nramdisk = 'initrd.img'\nroot = \"/dev/xvda\"\nextra = 'ro quiet'\n\
-         memory = 0x100\nmaxmem = 256\nvcpus = 1\nmaxvcpus = 1\nnomigrate = 1\n\
+         memory = 0x100\nmaxmem = 256\nvcpus = 2\nmaxvcpus = 2\nnomigrate = 1\n\
          disk = [ 'root.img,raw,xvda,w',   # the root\n  'vdev=xvdb, access=ro, target=data, with comma.img',\n ]\n\
          vif = [ 'mac=00:16:3e:01:02:03,bridge=br1', '' ]\n\
          on_poweroff = 'preserve'\non_reboot = 'destroy'\non_watchdog = 'restart'\non_crash = 'restart'",
@@ -56,7 +56,7 @@ fn a_typical_file() {
     assert_eq!(Uuid(&config.uuid).to_string(), "c0a7d3e2-1b5f-4e6a-9d8c-7b6a5f4e3d2c");
     assert_eq!(config.cmdline.value, "root=/dev/xvda ro quiet");
     assert_eq!(config.memory_kib.value, 256 * 1024);
-    assert_eq!(config.vcpus, 1);
+    assert_eq!(config.vcpus, 2);
     let disks: Vec<_> = config
         .disks
         .iter()
@@ -253,9 +253,9 @@ fn every_mistake_in_a_vif() {
 #[test]
 fn every_mistake_in_a_value() {
     for (text, part) in [
-        ("vcpus = 2", "2 virtual CPUs are not supported yet"),
+        ("vcpus = 33", "at most 32"),
         ("vcpus = 0", "at least one"),
-        ("maxvcpus = 4", "4 virtual CPUs"),
+        ("vcpus = 2\nmaxvcpus = 4", "write 2"),
         ("vcpus = 'many'", "`vcpus` is a number"),
         ("vcpus = [ 1 ]", "remove the [ ]"),
         ("maxmem = 512", "maxmem = 256"),

@@ -50,8 +50,9 @@ pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Done {
 }
 
 fn add_to_physmap<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answer {
-    let request: [u8; 24] = call.read(argument)?;
-    let (space, index, gfn) = (request.u32_at(4), request.u64_at(8), Gfn(request.u64_at(16)));
+    let request: [u8; 24] = call.read_sized(argument, 16)?;
+    let space = request.u32_at(4);
+    let (index, gfn) = (call.handle_at(&request, 8, 8), Gfn(call.handle_at(&request, 16, 12)));
     let frame = match space {
         SPACE_SHARED_INFO if index == 0 => special::SHARED_INFO,
         SPACE_GRANT_TABLE => call.guest().grants.frame(index).ok_or(Errno::Invalid)?,
@@ -62,8 +63,8 @@ fn add_to_physmap<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answer 
 }
 
 fn remove_from_physmap<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answer {
-    let request: [u8; 16] = call.read(argument)?;
-    let gfn = Gfn(request.u64_at(8));
+    let request: [u8; 16] = call.read_sized(argument, 8)?;
+    let gfn = Gfn(call.handle_at(&request, 8, 4));
     match call.guest().memory.special_at(gfn) {
         Some(frame) => call.machine.remove_special(frame)?,
         None if call.guest().memory.is_ram(gfn) => {}
@@ -72,10 +73,10 @@ fn remove_from_physmap<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> An
     Ok(0)
 }
 
-/// The map of the start information again: `{u32 count, u64 buffer}`, entries without padding.
+/// The map of the start information again: `{u32 count, handle buffer}`, entries without padding.
 fn write_memory_map<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answer {
-    let request: [u8; 16] = call.read(argument)?;
-    let (room, mut at) = (request.u32_at(0), request.u64_at(8));
+    let request: [u8; 16] = call.read_sized(argument, 8)?;
+    let (room, mut at) = (request.u32_at(0), call.handle_at(&request, 8, 4));
     let map = memory_map(&call.guest().memory);
     let count = map.len().min(room as usize);
     for entry in map.iter().take(count) {
@@ -91,15 +92,18 @@ fn write_memory_map<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answe
 /// Goes through the extents of a memory_reservation from `progress` on; how many are done, and whether
 /// that is the end.
 fn extents<P: Platform>(call: &mut Call<'_, P>, argument: u64, progress: u64) -> Result<(u64, bool), Errno> {
-    let request: [u8; 32] = call.read(argument)?;
-    let (list, count, order) = (request.u64_at(0), request.u64_at(8), request.u32_at(16));
+    let request: [u8; 32] = call.read_sized(argument, 20)?;
+    let (list, count) = (call.handle_at(&request, 0, 0), call.handle_at(&request, 8, 4));
+    let order = request.u32_at(call.by_width(16, 8));
+    let (gfn_len, argument_bits) = call.by_width((8, 64), (4, 32));
     // The progress has to fit above the operation.
-    if order > ORDER_MAX || count >> (64 - OPERATION_BITS) != 0 || progress > count {
+    if order > ORDER_MAX || count >> (argument_bits - OPERATION_BITS) != 0 || progress > count {
         return Err(Errno::Invalid);
     }
     let end = count.min(progress + EXTENTS_PER_PASS);
     for index in progress..end {
-        let gfn = u64::from_le_bytes(call.read(list.wrapping_add(index.wrapping_mul(8)))?);
+        let gfn: [u8; 8] = call.read_sized(list.wrapping_add(index.wrapping_mul(gfn_len)), 4)?;
+        let gfn = gfn.u64_at(0);
         let last = gfn.checked_add((1 << order) - 1);
         let is_ram = call.guest().memory.is_ram(Gfn(gfn))
             && last.is_some_and(|last| call.machine.guest.memory.is_ram(Gfn(last)));

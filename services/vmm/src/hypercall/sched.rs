@@ -44,8 +44,10 @@ fn shutdown<P: Platform>(call: &Call<'_, P>, argument: u64) -> Result<Outcome, E
 }
 
 fn poll<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<Outcome, Errno> {
-    let request: [u8; 24] = call.read(argument)?;
-    let (list, count, until_ns) = (request.u64_at(0), request.u32_at(8) as usize, request.u64_at(16));
+    let request: [u8; 24] = call.read_sized(argument, 16)?;
+    let list = call.handle_at(&request, 0, 0);
+    let (count, until_ns) = call.by_width((8, 16), (4, 8));
+    let (count, until_ns) = (request.u32_at(count) as usize, request.u64_at(until_ns));
     if count > POLL_PORTS_MAX {
         return Err(Errno::Invalid);
     }

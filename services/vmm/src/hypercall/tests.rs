@@ -1,4 +1,4 @@
-//! Hypercalls as a guest in 64-bit mode without paging makes them.
+//! Hypercalls as a guest without paging makes them, in 64-bit mode and in 32-bit mode.
 
 use proto::toolstack::EndReason;
 
@@ -10,11 +10,33 @@ use crate::machine::Wait;
 use crate::memory::{Gfn, GuestPhys};
 use crate::testing::{FakePlatform, machine};
 
-const ARGUMENT: u64 = 0x8000;
+pub(super) const ARGUMENT: u64 = 0x8000;
 const VMMCALL: u64 = 0x81;
 
 /// Makes a hypercall whose structure argument is `words` (32-bit) at [`ARGUMENT`].
-fn call(
+pub(super) fn call(
+    machine: &mut Machine<FakePlatform>,
+    vcpu: &mut Vcpu,
+    number: u64,
+    args: [u64; 3],
+    words: &[u32],
+) -> (i64, Outcome) {
+    call_as(Width::Bits64, machine, vcpu, number, args, words)
+}
+
+/// [`call`] in 32-bit mode.
+pub(super) fn call32(
+    machine: &mut Machine<FakePlatform>,
+    vcpu: &mut Vcpu,
+    number: u64,
+    args: [u64; 3],
+    words: &[u32],
+) -> (i64, Outcome) {
+    call_as(Width::Bits32, machine, vcpu, number, args, words)
+}
+
+fn call_as(
+    width: Width,
     machine: &mut Machine<FakePlatform>,
     vcpu: &mut Vcpu,
     number: u64,
@@ -24,18 +46,31 @@ fn call(
     for (n, word) in words.iter().enumerate() {
         machine.guest.memory.write(GuestPhys(ARGUMENT + 4 * n as u64), &word.to_le_bytes()).unwrap();
     }
+    // What 32-bit code cannot see must not count, and must stay.
+    const UPPER: u64 = 0xdead_beef << 32;
+    let is_wide = width == Width::Bits64;
     let mut state = blank();
     state.exit_code = VMMCALL;
-    state.efer = EFER_LMA;
-    state.cs_attributes = CODE_64;
-    state.gprs[gpr::RAX] = number;
-    state.gprs[gpr::RDI] = args[0];
-    state.gprs[gpr::RSI] = args[1];
-    state.gprs[gpr::RDX] = args[2];
+    let (registers, upper) = if is_wide {
+        state.efer = EFER_LMA;
+        state.cs_attributes = CODE_64;
+        ([gpr::RDI, gpr::RSI, gpr::RDX], 0)
+    } else {
+        ([gpr::RBX, gpr::RCX, gpr::RDX], UPPER)
+    };
+    state.gprs[gpr::RAX] = number | upper;
+    for (register, arg) in registers.into_iter().zip(args) {
+        state.gprs[register] = arg | upper;
+    }
     let mut outcome = machine.handle_exit(vcpu, &mut state);
     for _ in 0..10_000 {
         if state.rip != 0 {
-            return (state.gprs[gpr::RAX] as i64, outcome);
+            let rax = state.gprs[gpr::RAX];
+            if is_wide {
+                return (rax as i64, outcome);
+            }
+            assert_eq!(rax & !LOW, UPPER);
+            return (i64::from(rax as i32), outcome);
         }
         outcome = machine.handle_exit(vcpu, &mut state);
     }
@@ -49,14 +84,72 @@ fn word(machine: &Machine<FakePlatform>, offset: u64) -> u32 {
 }
 
 #[test]
-fn callers_outside_of_ring_0_and_of_64_bit_mode_are_refused() {
+fn callers_outside_of_ring_0_are_refused() {
     let (mut machine, mut vcpu) = machine();
     let mut state = blank();
-    state.gprs[gpr::RAX] = XEN_VERSION;
-    assert!(matches!(dispatch(&mut machine, &mut vcpu, &mut state), Done::Answer(Err(Errno::NoSys))));
-    assert_eq!(state.gprs[gpr::RAX] as i64, -38);
+    state.gprs[gpr::RAX] = 1 << 40 | XEN_VERSION;
+    assert!(matches!(dispatch(&mut machine, &mut vcpu, &mut state), Done::Answer(Ok(0x4_0011))));
+    assert_eq!(state.gprs[gpr::RAX], 1 << 40 | 0x4_0011);
     state.cpl = 3;
     assert!(matches!(dispatch(&mut machine, &mut vcpu, &mut state), Done::Answer(Err(Errno::Perm))));
+    assert_eq!(state.gprs[gpr::RAX] as i64, -1);
+    // The same number from 64-bit code is another one.
+    (state.cpl, state.efer, state.cs_attributes) = (0, EFER_LMA, CODE_64);
+    state.gprs[gpr::RAX] = 1 << 40 | XEN_VERSION;
+    assert!(matches!(dispatch(&mut machine, &mut vcpu, &mut state), Done::Answer(Err(Errno::NoSys))));
+    // A 32-bit segment in long mode is 32-bit code.
+    state.cs_attributes = 1 << 10;
+    state.gprs[gpr::RAX] = XEN_VERSION;
+    state.gprs[gpr::RDI] = 6;
+    assert!(matches!(dispatch(&mut machine, &mut vcpu, &mut state), Done::Answer(Ok(0x4_0011))));
+}
+
+#[test]
+fn narrow_callers_have_narrow_layouts() {
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    // add_to_physmap: domain and size, space, index, frame.
+    assert_eq!(call32(m, v, 12, [7, ARGUMENT, 0], &[0x7ff0, 0, 0, 5]).0, 0);
+    assert_eq!(m.guest.memory.special_at(Gfn(5)), Some(special::SHARED_INFO));
+    assert_eq!(call32(m, v, 12, [15, ARGUMENT, 0], &[0x7ff0, 5]).0, 0);
+    assert_eq!(m.guest.memory.special_at(Gfn(5)), None);
+    assert_eq!(call32(m, v, 12, [9, ARGUMENT, 0], &[2, 0x9000]).0, 0);
+    assert_eq!(word(m, 0), 2);
+    for n in 0..3000u32 {
+        m.guest.memory.write(GuestPhys(0x1_0000 + 4 * u64::from(n)), &(n % 60).to_le_bytes()).unwrap();
+    }
+    assert_eq!(call32(m, v, 12, [1, ARGUMENT, 0], &[0x1_0000, 3000, 0, 0, 0x7ff0]).0, 3000);
+    assert_eq!(call32(m, v, 12, [1, ARGUMENT, 0], &[0x1_0000, 1 << 26, 0, 0, 0x7ff0]).0, -22);
+    // A timer's time is in two registers.
+    assert_eq!(call32(m, v, 15, [5000, 1, 0], &[]).0, 0);
+    let due = m.guest.clock.ns(v.timer);
+    assert!((5000..5100).contains(&(due - (1 << 32))), "{due}");
+    // The runstate area has its words 4-byte aligned, and 44 bytes.
+    m.guest.memory.write(GuestPhys(0x902c), &[0xee; 4]).unwrap();
+    m.platform.tsc.set(77);
+    assert_eq!(call32(m, v, 24, [4, 0, 0x9000], &[]).0, 0);
+    let page = m.guest.memory.page(Gfn(9)).unwrap();
+    assert_eq!(page.u32(44), 0xeeee_eeee);
+}
+
+#[test]
+fn multicalls_have_results_of_their_own() {
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    let entry = |number, first, second| [number, 0, 99, 99, first, 0, second, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let list = [entry(17, 0, 0), entry(13, 0, 0), entry(29, 1, 0), entry(17, 7, 0), entry(99, 0, 0)];
+    let (answer, _) = call(m, v, 13, [ARGUMENT, 5, 0], list.as_flattened());
+    assert_eq!(answer, 0);
+    let results = [0, 1, 2, 3, 4].map(|n| word(m, n * 64 + 8) as i32);
+    assert_eq!(results, [0x4_0011, -22, 0, 4096, -38]);
+    assert_eq!(v.wait, Wait::Interrupt, "the call in between blocked");
+    let narrow = [[17, 99, 0, 0, 0, 0, 0, 0], [17, 99, 6, 0x7000_0000, 0, 0, 0, 0]];
+    assert_eq!(call32(m, v, 13, [ARGUMENT, 2, 0], narrow.as_flattened()).0, 0);
+    assert_eq!((word(m, 4), word(m, 32 + 4) as i32), (0x4_0011, -14));
+    // A list that is long, and one that ends outside of memory.
+    assert_eq!(call32(m, v, 13, [0x1_0000, 1000, 0], &[]).0, 0);
+    assert_eq!(call(m, v, 13, [0x3_ffc0, 2, 0], &[]).0, -14);
+    assert_eq!(call(m, v, 13, [0, u64::MAX, 0], &[]).0, -14);
 }
 
 #[test]

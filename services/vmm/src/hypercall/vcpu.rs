@@ -25,18 +25,19 @@ pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Answer {
     match operation {
         IS_UP => return Ok(1),
         SET_SINGLESHOT => {
-            let request: [u8; 16] = call.read(argument)?;
+            let request: [u8; 16] = call.read_sized(argument, 12)?;
             call.machine.set_timer(call.vcpu, request.u64_at(0));
         }
         STOP_SINGLESHOT => call.vcpu.timer = 0,
         REGISTER_VCPU_INFO => register_vcpu_info(call, argument)?,
         REGISTER_RUNSTATE => {
-            let area = u64::from_le_bytes(call.read(argument)?);
-            write_runstate(call, area)?;
+            let area: [u8; 8] = call.read_sized(argument, 4)?;
+            write_runstate(call, area.u64_at(0))?;
         }
         GET_RUNSTATE => write_runstate(call, argument)?,
         REGISTER_TIME => {
-            let area = u64::from_le_bytes(call.read(argument)?);
+            let area: [u8; 8] = call.read_sized(argument, 4)?;
+            let area = area.u64_at(0);
             let info = call.guest().clock.time_info();
             call.write(area, &info)?;
         }
@@ -57,17 +58,20 @@ fn register_vcpu_info<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Res
 fn write_runstate<P: Platform>(call: &Call<'_, P>, area: u64) -> Result<(), Errno> {
     let mut info = [0; 48];
     let now = call.machine.now_ns();
-    for at in [8, 16] {
+    // 64-bit words are 4-byte aligned in 32-bit layouts.
+    let (first, len) = call.by_width((8, 48), (4, 44));
+    for at in [first, first + 8] {
         if let Some(field) = info.get_mut(at..at + 8) {
             field.copy_from_slice(&now.to_le_bytes());
         }
     }
-    call.write(area, &info)
+    call.write(area, info.get(..len).unwrap_or(&[]))
 }
 
 /// set_timer_op: absolute system time, 0 cancels.
 pub(super) fn set_timer<P: Platform>(call: &mut Call<'_, P>) -> Answer {
-    let [until_ns, ..] = call.args;
+    let [low, high, ..] = call.args;
+    let until_ns = call.by_width(low, high << 32 | low);
     if until_ns == 0 {
         call.vcpu.timer = 0;
     } else {

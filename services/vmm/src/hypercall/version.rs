@@ -26,7 +26,7 @@ pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Answer {
         EXTRA_VERSION => text::<P, 16>(call, argument, ".ailurus")?,
         CAPABILITIES => text::<P, 1024>(call, argument, "hvm-3.0-x86_64")?,
         CHANGESET => text::<P, 64>(call, argument, "unavailable")?,
-        PLATFORM_PARAMETERS => call.write(argument, &0u64.to_le_bytes())?,
+        PLATFORM_PARAMETERS => call.write_long(argument, 0)?,
         GET_FEATURES => {
             let request: [u8; 8] = call.read(argument)?;
             let features = if request.u32_at(0) == 0 { FEATURES } else { 0 };
