@@ -6,6 +6,7 @@
 
 pub mod grub;
 pub mod http;
+pub mod programs;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};
@@ -119,6 +120,16 @@ impl Running {
             std::thread::sleep(Duration::from_millis(500));
         }
         panic!("{name} is still there:\n{}", self.machine.with_state(|s| s.tail()));
+    }
+
+    /// Domains that died, and panics that were reported: sentences of the log. None are expected where guests
+    /// alone misbehave.
+    pub fn harm(&self) -> Vec<String> {
+        let is_harm = |text: &str| text.contains(" is dead: ") || text.contains("panic");
+        self.machine.with_state(|state| {
+            let records = state.log.iter().filter(|record| is_harm(&record.text));
+            records.map(|record| format!("{}: {}", record.domain, record.text)).collect()
+        })
     }
 
     /// Ends the machine, which must go well.

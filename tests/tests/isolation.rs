@@ -7,17 +7,15 @@
 //! with another status, and every wait here notices that.
 #![allow(clippy::panic, reason = "a panic is a failed test")]
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
 use std::time::Duration;
 
 use image_builder::manifest::DEFAULT;
-use image_builder::programs::{Origin, Program, of_workspace};
-use qemu_runner::host::{Lock, cache_dir};
+use qemu_runner::Guest;
 use qemu_runner::plan::ConfigFile;
 use qemu_runner::session::Request;
-use qemu_runner::{Guest, Progress};
 use regex::Regex;
+use system_tests::programs::{hostile_domain, test_guest};
 use system_tests::{Running, SHORT, files, io, linux, must, root_disk, sh, start};
 
 /// How long an attempt may take.
@@ -86,29 +84,6 @@ const GUESTS: [(&str, End); 16] = [
 /// The devices of the hostile guest that uses some.
 const DEVICES: &str = "disk = [\"ram:8M,xvda,w\"]\nvif = [\"mac=00:16:3e:00:00:77,bridge=xenbr0\", \"mac=00:16:3e:00:00:78,bridge=xenbr0\"]\n";
 
-/// The hostile domain's program and the hostile guest's kernel, built with the system's own programs so
-/// that these are built once.
-fn hostile() -> &'static (Program, PathBuf) {
-    static BUILT: OnceLock<(Program, PathBuf)> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let ours = ["hostile-domain", "hostile-guest"].map(|name| Program {
-            name: name.to_owned(),
-            origin: Origin::Workspace { package: name.to_owned(), binary: name.to_owned() },
-            uses: None,
-        });
-        let mut programs = of_workspace();
-        programs.extend(ours);
-        let _lock = must(Lock::take(&cache_dir().join("build.lock")));
-        let built = image_builder::build(&image_builder::BuildRequest::new(programs), Progress::Silent);
-        let built = built.unwrap_or_else(|error| panic!("{error}"));
-        let path = |name: &str| {
-            let found = built.programs.iter().find(|(program, _)| program.name == name);
-            found.map(|(_, path)| path.clone()).unwrap_or_default()
-        };
-        (Program::prebuilt("hostile-domain", path("hostile-domain")), path("hostile-guest"))
-    })
-}
-
 /// The seed of everything random: the same in every run, unless the environment's `SEED` names another.
 fn seed() -> u32 {
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0)
@@ -143,7 +118,7 @@ fn machine(log: &str, dir: &Path, modes: &[&str], further_guests: Vec<ConfigFile
     let files = files();
     let root = root_disk(&files, dir, log);
     let mut request = Request::new(vec![linux(&files, "witness", &root, dir, "")]);
-    request.programs = vec![hostile().0.clone()];
+    request.programs = vec![hostile_domain()];
     request.manifest = Some(manifest(modes.iter().copied()));
     request.further_guests = further_guests;
     start(log, &request)
@@ -228,7 +203,7 @@ fn floods_random_system_calls_and_hostile_kernels_harm_only_themselves() {
         "software-nmi",
     ];
     let dir = io(tempfile::tempdir());
-    let kernel = &hostile().1;
+    let kernel = test_guest();
     let guests = GUESTS.iter().map(|(mode, _)| {
         let text = format!(
             "name = \"guest-{mode}\"\ntype = \"pvh\"\nkernel = \"{}\"\ncmdline = \"mode={mode} seed={}\"\n\

@@ -111,7 +111,7 @@ fn guests(count: usize, setting: Setting<'_>) -> Result<Vec<Figure>, Error> {
 
 /// The guest that sleeps, built for the machine.
 fn idle_kernel(progress: Progress) -> Result<PathBuf, Error> {
-    const NAME: &str = "hostile-guest";
+    const NAME: &str = "test-guest";
     let origin = Origin::Workspace { package: NAME.into(), binary: NAME.into() };
     let mut programs = of_workspace();
     programs.push(Program { name: NAME.into(), origin, uses: None });

@@ -5,11 +5,12 @@
 //! sector, a grant, a count, a length, a flag. Sources: Xen public/io/ring.h, blkif.h, netif.h,
 //! public/grant_table.h.
 
-use core::fmt::Write;
-
-use crate::machine::{peek, poke, poke8, poke32};
+use crate::machine::{hypercall, peek, poke, poke8, poke32};
+use crate::numbers::Random;
+use crate::out::say;
 use crate::store::Store;
-use crate::{EVENT_CHANNEL_OP, MEMORY_OP, NOWHERE, Out, Random, SCRATCH, give_way, hypercall, notify};
+use crate::xen::{EVENT_CHANNEL_OP, give_way, map_frame, notify};
+use crate::{NOWHERE, SCRATCH};
 
 const ROUNDS: u64 = 40;
 const STEPS: u64 = 250;
@@ -180,10 +181,7 @@ struct Devices {
 /// The mode: steps that were tried.
 pub fn run(random: &mut Random) -> u64 {
     // The grant table's first frame.
-    poke(SCRATCH, 0x7ff0 | 1 << 32);
-    poke(SCRATCH + 8, 0);
-    poke(SCRATCH + 16, GRANTS >> 12);
-    hypercall(MEMORY_OP, [7, SCRATCH, 0, 0, 0]);
+    map_frame(1, 0, GRANTS >> 12);
     let mut devices = Devices {
         store: Store::new(),
         disk: Ring::new(DISK_RING, 32, 112, 10),
@@ -198,10 +196,10 @@ pub fn run(random: &mut Random) -> u64 {
         }
         devices.end_round(random);
     }
-    let _never = writeln!(Out, "devices: {connected} rounds connected");
+    say!("devices: {connected} rounds connected");
     let [first, second] = &devices.vifs;
     for (name, ring) in [("disk", &devices.disk), ("tx", &first.tx), ("rx", &second.rx)] {
-        let _never = writeln!(Out, "{name} ring: {} answers, {} of them good", ring.answers, ring.good);
+        say!("{name} ring: {} answers, {} of them good", ring.answers, ring.good);
     }
     ROUNDS * STEPS
 }

@@ -1,6 +1,5 @@
 # PVH entry: 32-bit protected mode without paging, ebx = start information.
-# Maps guest-physical 0..4 GiB to itself, switches to long mode and calls main(start information).
-# Exceptions go to `recover`, which continues at the address in `recovery` with every register unchanged.
+# Maps guest-physical 0..4 GiB to itself, for CPL 3 too, switches to long mode and calls main(start information).
 
     .section .note.Xen, "a", @note
     .balign 4
@@ -16,7 +15,7 @@ entry32:
     movl $stack_top, %esp
     movl %ebx, %esi
     movl $directories, %edi
-    movl $0x83, %eax                # present, writable, 2 MiB
+    movl $0x87, %eax                # present, writable, user, 2 MiB
     movl $2048, %ecx
 1:  movl %eax, (%edi)
     movl $0, 4(%edi)
@@ -26,7 +25,7 @@ entry32:
     jnz 1b
     movl $pointers, %edi
     movl $directories, %eax
-    orl $3, %eax
+    orl $7, %eax
     movl $4, %ecx
 2:  movl %eax, (%edi)
     addl $4096, %eax
@@ -34,7 +33,7 @@ entry32:
     decl %ecx
     jnz 2b
     movl $pointers, %eax
-    orl $3, %eax
+    orl $7, %eax
     movl %eax, top
     movl $top, %eax
     movl %eax, %cr3
@@ -61,48 +60,27 @@ entry64:
     call main
     ud2
 
-    # One stub of 32 bytes per exception; those without an error code push a zero.
-    .balign 32
-    .global stubs
-stubs:
-    .set vector, 0
-    .rept 32
-    .balign 32
-    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21)
-    pushq $0
-    .endif
-    movq $vector, last_vector(%rip)
-    jmp recover
-    .set vector, vector + 1
-    .endr
-
-recover:
-    pushq %rax
-    incq faults(%rip)
-    movq recovery(%rip), %rax
-    movq %rax, 16(%rsp)             # below: rax, error code, rip
-    popq %rax
-    addq $8, %rsp
-    iretq
-
     .section .data.entry, "aw", @progbits
     .balign 8
+    .global gdt, gdt_end
 gdt:
-    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+    .quad 0
+    .quad 0x00af9b000000ffff        # 0x08 code, 64 bits
+    .quad 0x00cf93000000ffff        # 0x10 data
+    .quad 0x00cf9b000000ffff        # 0x18 code, 32 bits
+    .quad 0x008f9b000000ffff        # 0x20 code, 16 bits
+    .quad 0x00cffb000000ffff        # 0x28 code, 32 bits, CPL 3
+    .quad 0x00cff3000000ffff        # 0x30 data, CPL 3
+    .quad 0x00affb000000ffff        # 0x38 code, 64 bits, CPL 3
+    .quad 0, 0                      # 0x40 task state segment
+gdt_end:
 gdt_pointer:
-    .word 23
+    .word gdt_end - gdt - 1
     .long gdt
-    .global recovery, faults, last_vector
-    .balign 8
-recovery:
-    .quad 0
-faults:
-    .quad 0
-last_vector:
-    .quad 0
 
     .section .bss.entry, "aw", @nobits
     .balign 4096
+    .global top
 top:
     .skip 4096
 pointers:

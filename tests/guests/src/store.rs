@@ -2,7 +2,7 @@
 //! Source: Xen public/io/xs_wire.h.
 
 use crate::machine::{peek, poke8, poke32};
-use crate::{give_way, notify, parameter};
+use crate::xen::{give_way, notify, parameter};
 
 const READ: u32 = 2;
 const WRITE: u32 = 11;

@@ -1,0 +1,98 @@
+//! Test guests: each boots one mode of `tests/guests`, which checks a behaviour of the guest interface and says
+//! what it expected and what it got.
+//!
+//! Many guests share a machine, because each needs only some MiB and a moment. Beside them runs a guest that does
+//! nothing and must still be there at the end. `MODES=part,part` in the environment chooses modes by a part of
+//! their names.
+#![allow(clippy::panic, reason = "a panic is a failed test")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use qemu_runner::plan::ConfigFile;
+use qemu_runner::session::Request;
+use system_tests::programs::test_guest;
+use system_tests::{Running, io, start};
+
+/// How long all guests of a machine may take.
+const ALL: Duration = Duration::from_secs(180);
+/// Guests of one machine, beside the idle one.
+const PER_MACHINE: usize = 12;
+
+/// A mode and what its guest needs.
+struct Mode {
+    name: &'static str,
+    memory_mib: u32,
+    /// Lines added to its configuration.
+    more: &'static str,
+}
+
+/// A mode that needs nothing in particular.
+const fn mode(name: &'static str) -> Mode {
+    Mode { name, memory_mib: 16, more: "" }
+}
+
+/// All modes. A new one is a line here.
+const MODES: &[Mode] = &[mode("selftest")];
+
+fn config(mode: &Mode, dir: &Path) -> ConfigFile {
+    let Mode { name, memory_mib, more } = mode;
+    let text = format!(
+        "name = \"{name}\"\ntype = \"pvh\"\nkernel = \"{}\"\ncmdline = \"mode={name}\"\nmemory = {memory_mib}\n\
+         on_crash = \"destroy\"\n{more}",
+        test_guest().display(),
+    );
+    ConfigFile { name: format!("{name}.cfg"), text, dir: dir.to_path_buf() }
+}
+
+/// What a guest said that matters: everything but the checks that went well, if it did not end well.
+fn verdict(running: &Running, name: &str) -> Result<(), String> {
+    let text = running.machine.guest(name).from_start().text();
+    let is_good = text.lines().any(|line| line.starts_with(&format!("{name} passed: ")));
+    if is_good && !text.lines().any(|line| line.starts_with("FAIL ")) {
+        return Ok(());
+    }
+    let records = running.machine.with_state(|state| {
+        let records = state.log.iter().filter(|record| record.domain == name || record.text.contains(name));
+        records.map(|record| format!("    log: {}: {}\n", record.domain, record.text)).collect::<String>()
+    });
+    let lines = text.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    Err(format!("{name}:\n{lines}{records}"))
+}
+
+/// Boots guests on one machine; the verdicts of those that did not do well.
+fn boot(log: &str, modes: &[&Mode]) -> Vec<String> {
+    let dir = io(tempfile::tempdir());
+    let idle = mode("idle");
+    let guests = modes.iter().copied().chain([&idle]).map(|mode| config(mode, dir.path())).collect();
+    let running = start(log, &Request::new(guests));
+    let is_over = |mode: &&Mode| !running.is_listed(mode.name);
+    let deadline = std::time::Instant::now() + ALL;
+    while !modes.iter().all(is_over) && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let late =
+        modes.iter().filter(|mode| !is_over(mode)).map(|mode| format!("{} has not ended\n", mode.name));
+    let mut bad: Vec<String> = late.collect();
+    bad.extend(modes.iter().filter_map(|mode| verdict(&running, mode.name).err()));
+    if !running.is_listed("idle") {
+        bad.push("the idle guest is gone\n".to_owned());
+    }
+    bad.extend(running.harm());
+    running.quit();
+    bad
+}
+
+#[test]
+fn every_mode_gets_what_it_expects() {
+    let chosen = std::env::var("MODES").unwrap_or_default();
+    let is_chosen =
+        |mode: &&Mode| chosen.is_empty() || chosen.split(',').any(|part| mode.name.contains(part));
+    let modes: Vec<&Mode> = MODES.iter().filter(is_chosen).collect();
+    assert!(!modes.is_empty(), "no mode is called like `{chosen}`");
+    let mut bad = Vec::new();
+    for (number, part) in modes.chunks(PER_MACHINE).enumerate() {
+        bad.extend(boot(&format!("guests-{number}"), part));
+    }
+    assert!(bad.is_empty(), "\n{}", bad.join("\n"));
+}
