@@ -31,6 +31,6 @@ pub mod msr;
 pub mod net;
 pub mod ports;
 pub mod store;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod walk;
