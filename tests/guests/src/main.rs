@@ -21,7 +21,10 @@
 #![allow(dead_code, reason = "what modes have at hand is not always in use")]
 
 mod check;
+mod cpu_state;
+mod cpu_tables;
 mod devices;
+mod exits;
 mod hostile;
 mod machine;
 mod numbers;
