@@ -71,7 +71,8 @@ numbered! {
         ThreadSuspend = 12,
         /// `(thread, priority, weight, cap_permille)`: scheduling parameters; cap 0 means none.
         ThreadSchedule = 13,
-        /// `(slot, field) -> value`: reads a fact about the object, see [`Field`].
+        /// `(slot, field) -> value`: reads a fact about the object, see [`Field`]. Slot 0 is the calling thread, of
+        /// which it may read [`Field::CpuTime`].
         CapRead = 14,
         /// `(frames[2], dst)`: makes a VM with an empty guest-physical address space.
         VmCreate = 15,

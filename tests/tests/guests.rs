@@ -46,6 +46,10 @@ const MODES: &[Mode] = &[
         more: "cpuid = \"host,sse3=0,invtsc=0,fpu=0,avx=0,sse2=1\"\n",
     },
     mode("exits"),
+    mode("apic"),
+    mode("callers"),
+    mode("mmio"),
+    Mode { more: "vcpus = 3\n", ..mode("processors") },
 ];
 
 fn config(mode: &Mode, dir: &Path) -> ConfigFile {

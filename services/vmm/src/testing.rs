@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::ops::Range;
 
 use proto::channel::{ChannelInfo, Protocol, Side};
 use proto::cpuid::Narrowing;
@@ -16,21 +17,28 @@ use crate::vcpus::Parked;
 
 /// Pages of RAM that the fake machine has.
 pub const RAM_PAGES: usize = 64;
+/// Pages that [`Platform::map_ram`] maps at once.
+const REGION: u64 = 16;
 
 /// A platform whose clock stands still until it is set, at 1 GHz.
 #[derive(Debug, Default)]
 pub struct FakePlatform {
     /// The time stamp counter.
     pub tsc: Cell<u64>,
+    /// The thread's time on a CPU.
+    pub cpu_time: Cell<u64>,
     /// What is mapped.
     pub mapped: Vec<(usize, Gfn)>,
-    /// RAM that was put back.
-    pub restored: Vec<Gfn>,
+    /// RAM that was taken out of the VM, by page.
+    pub unmapped: Vec<u64>,
 }
 
 impl Platform for FakePlatform {
     fn tsc(&self) -> u64 {
         self.tsc.get()
+    }
+    fn cpu_time(&self) -> u64 {
+        self.cpu_time.get()
     }
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {
         assert!(self.mapped.iter().all(|(other, _)| *other != index), "a capability is mapped at most once");
@@ -43,9 +51,15 @@ impl Platform for FakePlatform {
         assert_eq!(self.mapped.len() + 1, before);
         Ok(())
     }
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed> {
-        self.restored.push(gfn);
-        Ok(())
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64) {
+        let pages = gfn.0..gfn.0 + count;
+        self.unmapped.retain(|page| !pages.contains(page));
+        self.unmapped.extend(pages);
+    }
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed> {
+        let region = gfn.0 & !(REGION - 1)..(gfn.0 & !(REGION - 1)) + REGION;
+        self.unmapped.retain(|page| !region.contains(page));
+        Ok(region)
     }
 }
 

@@ -16,8 +16,8 @@ use crate::xen::SCHED_OP;
 const CR4_OSFXSR: u64 = 3 << 9;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_DE: u64 = 1 << 3;
-/// Looks at the registers, with the processor given away in between.
-const ROUNDS: u64 = 4000;
+/// Cycles for which the guests of these modes run, so that they do at the same time.
+const CYCLES: u64 = 12_000_000_000;
 /// Where the exit path of the host, or another kernel's code, may be.
 const HOST_CODE: u64 = 0xffff_ffff_8010_0000;
 
@@ -172,8 +172,11 @@ fn keep(check: &mut Check, seed: u64, cr8_value: u64) {
     let expected = save(has_avx);
     check.equal("the pattern is in the registers", pattern(seed).0[20], expected.0[20]);
     let mut lost = [0u64; 5];
-    for round in 0..ROUNDS {
-        if round % 4 == 0 {
+    let mut rounds = 0;
+    let start = machine::tsc();
+    while machine::tsc() - start < CYCLES {
+        rounds += 1;
+        if rounds % 4 == 0 {
             yield_once();
         }
         let got = save(has_avx);
@@ -189,6 +192,7 @@ fn keep(check: &mut Check, seed: u64, cr8_value: u64) {
         }
     }
     set_cr8(0);
+    check.at_least("rounds", 1000, rounds);
     for (what, lost) in ["x87 and SSE", "AVX", "XCR0", "DR0 to DR7", "CR8 and TSC_AUX"].into_iter().zip(lost)
     {
         check.equal(format_args!("rounds in which {what} had changed"), 0, lost);
@@ -211,7 +215,10 @@ pub fn neighbour(check: &mut Check, _: &mut Random) {
 pub fn hostile(check: &mut Check, random: &mut Random) {
     set_cr4(CR4_OSFXSR);
     set_cr4(CR4_OSXSAVE);
-    for round in 0..ROUNDS {
+    let mut rounds = 0;
+    let start = machine::tsc();
+    while machine::tsc() - start < CYCLES {
+        rounds += 1;
         set_xcr0(random.argument());
         set_xcr0(random.below(8));
         let mut breakpoints = [(); 5].map(|()| HOST_CODE + random.below(0x2_0000));
@@ -222,15 +229,15 @@ pub fn hostile(check: &mut Check, random: &mut Random) {
         set_cr8(random.below(16));
         let mut area = pattern(random.next());
         area.0[0] = random.next() & 0xffff | 0xff << 32;
-        restore(&area, round % 2 == 0);
+        restore(&area, rounds % 2 == 0);
         let _fault = instructions!("mov {v}, cr4", "xor {v}, {bits}", "mov cr4, {v}";
             bits = in(reg) CR4_DE, v = out(reg) _);
         machine::cpuid(0, 0);
-        if round % 4 == 0 {
+        if rounds % 4 == 0 {
             yield_once();
         }
     }
     // Breakpoints that stay while the others run, as far as this guest's end.
     set_debug_registers([HOST_CODE, HOST_CODE + 1, HOST_CODE + 2, HOST_CODE + 3, 0x4ff]);
-    check.equal("rounds survived", ROUNDS, ROUNDS);
+    check.at_least("rounds survived", 1000, rounds);
 }

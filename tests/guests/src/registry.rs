@@ -16,4 +16,8 @@ pub const MODES: &[(&str, Mode)] = &[
     ("cpuid-table", crate::cpu_tables::cpuid),
     ("cpuid-narrow", crate::cpu_tables::narrow),
     ("exits", crate::exits::run),
+    ("apic", crate::apic::run),
+    ("callers", crate::modes::run),
+    ("mmio", crate::mmio::run),
+    ("processors", crate::processors::run),
 ];
