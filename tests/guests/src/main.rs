@@ -26,6 +26,7 @@ mod devices;
 mod hostile;
 mod machine;
 mod mmio;
+mod modes;
 mod numbers;
 mod out;
 mod paging;

@@ -7,5 +7,9 @@ use crate::numbers::Random;
 pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
-pub const MODES: &[(&str, Mode)] =
-    &[("apic", crate::apic::run), ("mmio", crate::mmio::run), ("selftest", crate::selftest::run)];
+pub const MODES: &[(&str, Mode)] = &[
+    ("apic", crate::apic::run),
+    ("callers", crate::modes::run),
+    ("mmio", crate::mmio::run),
+    ("selftest", crate::selftest::run),
+];

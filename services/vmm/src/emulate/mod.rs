@@ -40,7 +40,6 @@ const IN_TABLES: u64 = 1 << 33;
 const ALL_ONES: u32 = 1 | 1 << 3;
 const PAGE_FETCH: u32 = 1 << 4;
 
-const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
 /// CS attributes L and D.
 const CODE_64: u32 = 1 << 9;
@@ -70,9 +69,7 @@ impl<P: Platform> Machine<P> {
         let size = code_size(state);
         // In 64-bit code few instructions need a segment; what they are is known only afterwards.
         let is_flat = size == CodeSize::Bits64;
-        let wanted = if is_flat { 0 } else { groups::SEGMENTS }
-            | if state.rflags & RFLAGS_TF != 0 { groups::CONTROL } else { 0 };
-        if !has_stored(state, wanted) {
+        if !is_flat && !has_stored(state, groups::SEGMENTS) {
             return Outcome::Run;
         }
         let now = self.now();
@@ -110,10 +107,6 @@ impl<P: Platform> Machine<P> {
             Ok(Progress::Next(rip)) => finish(state, rip),
             Ok(Progress::Again) => return Outcome::Run,
             Err(Stop::Fault(fault)) => {
-                // The debug registers are loaded with CR2.
-                if !has_stored(state, groups::CONTROL) {
-                    return Outcome::Run;
-                }
                 let in_tables = if state.exit_info1 & IN_TABLES != 0 { ALL_ONES } else { 0 };
                 inject::page_fault(state, Fault { code: fault.code | in_tables, ..fault });
             }
@@ -125,7 +118,7 @@ impl<P: Platform> Machine<P> {
                 inject::invalid_opcode(state);
             }
         }
-        state.store &= !(groups::SEGMENTS | groups::CONTROL);
+        state.store &= !groups::SEGMENTS;
         Outcome::Run
     }
 
@@ -217,11 +210,8 @@ fn fetch(bus: &mut Bus<'_>, linear: u64, size: CodeSize) -> Fetched {
     fetched
 }
 
-/// Goes on behind an instruction that was performed; a single step traps there.
+/// Goes on behind an instruction that was performed.
 fn finish(state: &mut VcpuState, rip: u64) {
     inject::finish_at(state, rip);
     state.rflags &= !RFLAGS_RF;
-    if state.rflags & RFLAGS_TF != 0 {
-        inject::single_step(state);
-    }
 }
