@@ -170,6 +170,10 @@ impl<P: Platform> Machine<P> {
         self.account_entry(vcpu, || Paging::of(state));
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
+        // One after the other: whatever else is to be injected goes first.
+        if vcpu.apic.has_command() && state.inject == 0 && vcpu.apic.take_nmi() {
+            inject::nmi(state);
+        }
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
         vcpu.offered = vcpu.apic.next();
         vcpu.has_news = vcpu.offered.is_some();

@@ -17,8 +17,11 @@ pub const TYPE_INTERRUPT: u64 = 0;
 /// Software interrupt.
 pub const TYPE_SOFTWARE: u64 = 4 << 8;
 
+const TYPE_NMI: u64 = 2 << 8;
+
 const DIVIDE_ERROR: u64 = 0;
 const DEBUG: u64 = 1;
+const NMI: u64 = 2;
 const INVALID_OPCODE: u64 = 6;
 const DOUBLE_FAULT: u64 = 8;
 const STACK_FAULT: u64 = 12;
@@ -58,6 +61,11 @@ pub fn double_fault(state: &mut VcpuState) {
 /// #SS(0).
 pub fn stack_fault(state: &mut VcpuState) {
     state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | STACK_FAULT;
+}
+
+/// A non-maskable interrupt. The processor is not asked when the guest's handler ends, so that another one may come before.
+pub fn nmi(state: &mut VcpuState) {
+    state.inject = VALID | TYPE_NMI | NMI;
 }
 
 /// #GP(0).

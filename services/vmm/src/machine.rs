@@ -300,14 +300,6 @@ impl Vcpu {
             start: None,
         }
     }
-
-    /// INIT: it waits to be started. What it registered with the hypervisor stays.
-    pub fn reset(&mut self) {
-        self.apic.reset();
-        (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
-        self.is_initialised = false;
-        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
-    }
 }
 
 /// What follows an exit.
@@ -407,18 +399,12 @@ impl<P: Platform> Machine<P> {
     pub(crate) fn has_interrupt(&self, vcpu: &Vcpu) -> bool {
         self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
             || vcpu.apic.next().is_some()
+            || vcpu.apic.has_command()
     }
 
     /// The present, as the local APIC needs it.
     pub fn now(&self) -> apic::Now {
         apic::Now { tsc: self.platform.tsc(), clock: self.guest.clock }
-    }
-
-    /// Brings an interprocessor interrupt to whom it is for.
-    pub fn send_command(&mut self, vcpu: &mut Vcpu, command: apic::Command) {
-        if vcpu.apic.is_reached(&command, true) {
-            vcpu.apic.receive(command.delivery);
-        }
     }
 
     /// Raises the timers' VIRQ, and the local APIC's timer interrupt, if the time of one has come; its TSC.

@@ -30,6 +30,7 @@ mod modes;
 mod numbers;
 mod out;
 mod paging;
+mod processors;
 mod registry;
 mod selftest;
 mod store;

@@ -11,5 +11,6 @@ pub const MODES: &[(&str, Mode)] = &[
     ("apic", crate::apic::run),
     ("callers", crate::modes::run),
     ("mmio", crate::mmio::run),
+    ("processors", crate::processors::run),
     ("selftest", crate::selftest::run),
 ];
