@@ -33,7 +33,14 @@ const fn mode(name: &'static str) -> Mode {
 }
 
 /// All modes. A new one is a line here.
-const MODES: &[Mode] = &[mode("selftest")];
+const MODES: &[Mode] = &[
+    mode("hypercalls-grants"),
+    mode("hypercalls-hvm"),
+    mode("hypercalls-memory"),
+    mode("hypercalls-refused"),
+    mode("hypercalls-version"),
+    mode("selftest"),
+];
 
 fn config(mode: &Mode, dir: &Path) -> ConfigFile {
     let Mode { name, memory_mib, more } = mode;

@@ -23,6 +23,7 @@
 mod check;
 mod devices;
 mod hostile;
+mod hypercalls;
 mod machine;
 mod numbers;
 mod out;

@@ -7,4 +7,11 @@ use crate::numbers::Random;
 pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
-pub const MODES: &[(&str, Mode)] = &[("selftest", crate::selftest::run)];
+pub const MODES: &[(&str, Mode)] = &[
+    ("hypercalls-grants", crate::hypercalls::grants),
+    ("hypercalls-hvm", crate::hypercalls::hvm),
+    ("hypercalls-memory", crate::hypercalls::memory),
+    ("hypercalls-refused", crate::hypercalls::refused),
+    ("hypercalls-version", crate::hypercalls::version),
+    ("selftest", crate::selftest::run),
+];
