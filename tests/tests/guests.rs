@@ -34,11 +34,19 @@ const fn mode(name: &'static str) -> Mode {
 
 /// All modes. A new one is a line here.
 const MODES: &[Mode] = &[
+    mode("apic"),
+    mode("callers"),
     mode("hypercalls-grants"),
     mode("hypercalls-hvm"),
     mode("hypercalls-memory"),
     mode("hypercalls-refused"),
     mode("hypercalls-version"),
+    mode("mmio"),
+    Mode {
+        more: "vcpus = 3
+",
+        ..mode("processors")
+    },
     mode("selftest"),
 ];
 

@@ -40,6 +40,8 @@ pub enum Errno {
     NoSys = -38,
     /// Nothing to do.
     NoData = -61,
+    /// The time has passed.
+    Time = -62,
     /// Too large a number.
     Overflow = -75,
     /// Progress of a continued call beyond its end.

@@ -3,7 +3,7 @@
 
 use core::ops::Range;
 
-use proto::abi::{Slot, VcpuState, map, rights};
+use proto::abi::{Field, Slot, VcpuState, map, rights};
 use proto::guest::{FREE_SLOTS, GuestInfo, SPECIAL_FRAMES, VMM_SLOTS};
 use vmm::cpuid::Leaf;
 use vmm::machine::{MapFailed, Platform};
@@ -79,6 +79,11 @@ impl Platform for Kernel {
     #[inline]
     fn tsc(&self) -> u64 {
         rt::time::tsc()
+    }
+
+    fn cpu_time(&self) -> u64 {
+        // Slot 0 is the calling thread, whose time may always be read.
+        rt::sys::cap_read(0, Field::CpuTime).unwrap_or(0)
     }
 
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {

@@ -8,10 +8,14 @@ pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
 pub const MODES: &[(&str, Mode)] = &[
+    ("apic", crate::apic::run),
+    ("callers", crate::modes::run),
     ("hypercalls-grants", crate::hypercalls::grants),
     ("hypercalls-hvm", crate::hypercalls::hvm),
     ("hypercalls-memory", crate::hypercalls::memory),
     ("hypercalls-refused", crate::hypercalls::refused),
     ("hypercalls-version", crate::hypercalls::version),
+    ("mmio", crate::mmio::run),
+    ("processors", crate::processors::run),
     ("selftest", crate::selftest::run),
 ];

@@ -20,7 +20,9 @@ macro_rules! operations {
     };
 }
 
+mod assist;
 mod console;
+mod context;
 mod domid;
 mod evtchn;
 mod grant;
@@ -29,6 +31,7 @@ mod memory;
 mod multicall;
 mod refused;
 mod sched;
+mod target;
 mod vcpu;
 mod version;
 
@@ -97,6 +100,7 @@ use number::*;
 
 /// Index of `r10` in the state's registers.
 const R10: usize = 10;
+const RFLAGS_IF: u64 = 1 << 9;
 /// CS attribute L.
 const CODE_64: u32 = 1 << 9;
 /// The half of a register that 32-bit code sees.
@@ -109,6 +113,8 @@ pub(crate) struct Call<'a, P> {
     paging: Paging,
     args: [u64; 5],
     width: Width,
+    /// The caller takes interrupts.
+    is_interruptible: bool,
 }
 
 /// Which layouts and registers a caller uses.
@@ -241,7 +247,9 @@ pub fn dispatch<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state: &
     let number = state.gprs[gpr::RAX];
     let args = [gpr::RDI, gpr::RSI, gpr::RDX, R10, gpr::R8].map(|index| state.gprs[index]);
     rt::counters::inc(proto::counters::hypercall(number));
-    let mut call = Call { machine, vcpu, paging: Paging::of(state), args, width: Width::Bits64 };
+    let is_interruptible = state.rflags & RFLAGS_IF != 0;
+    let paging = Paging::of(state);
+    let mut call = Call { machine, vcpu, paging, args, width: Width::Bits64, is_interruptible };
     let done = serve(&mut call, number);
     match &done {
         Done::Answer(answer) => state.gprs[gpr::RAX] = to_rax(*answer),
@@ -268,7 +276,9 @@ fn dispatch_narrow<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state
     let number = low(gpr::RAX);
     let args = [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI, gpr::RDI].map(low);
     rt::counters::inc(proto::counters::hypercall(number));
-    let mut call = Call { machine, vcpu, paging: Paging::of(state), args, width: Width::Bits32 };
+    let is_interruptible = state.rflags & RFLAGS_IF != 0;
+    let paging = Paging::of(state);
+    let mut call = Call { machine, vcpu, paging, args, width: Width::Bits32, is_interruptible };
     let done = serve(&mut call, number);
     let mut set = |index: usize, value: u64| {
         state.gprs[index] = state.gprs[index] & !LOW | value & LOW;
@@ -296,13 +306,14 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, number: u64) -> Done {
         SET_TIMER_OP => vcpu::set_timer(call),
         EVENT_CHANNEL_OP => evtchn::call(call),
         SCHED_OP => return sched::call(call),
-        VCPU_OP => vcpu::call(call),
+        VCPU_OP => return vcpu::call(call),
         MEMORY_OP => return memory::call(call),
         XEN_VERSION => {
             // Guests that changed their vcpu_info themselves call this to have it looked at.
             call.vcpu.has_news = true;
             version::call(call)
         }
+        VM_ASSIST => assist::call(call),
         CONSOLE_IO => return console::call(call),
         GRANT_TABLE_OP => return grant::call(call),
         HVM_OP => return hvm::call(call),
