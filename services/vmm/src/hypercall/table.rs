@@ -38,6 +38,24 @@ fn table() -> Vec<Line> {
     lines
 }
 
+/// Sub-operations of the files that name them as plain constants: those that a `match` or a comparison tells apart.
+fn named(text: &str) -> Vec<(String, u64)> {
+    let mut operations = Vec::new();
+    for line in text.lines() {
+        let parts = line.strip_prefix("const ").and_then(|rest| rest.split_once(": u"));
+        let Some((name, rest)) = parts else { continue };
+        let value = rest.split_once(" = ").and_then(|(_, value)| value.trim_end_matches(';').parse().ok());
+        let is_used =
+            [format!(" {name} =>"), format!("== {name} "), format!("{name} | "), format!("| {name},")]
+                .iter()
+                .any(|form| text.contains(form.as_str()));
+        if let Some(value) = value.filter(|_| is_used) {
+            operations.push((name.to_lowercase(), value));
+        }
+    }
+    operations
+}
+
 /// Names of all tests of this crate, and of the modes of the test guests as `mode NAME`.
 fn tests() -> BTreeSet<String> {
     fn read(dir: &Path, names: &mut BTreeSet<String>) {
@@ -79,10 +97,20 @@ fn every_operation_stands_in_the_table() {
         version::OPERATIONS,
         console::OPERATIONS,
     ];
+    let listed = known.map(|(call, operations)| {
+        (call, operations.iter().map(|&(name, number)| (name.to_lowercase(), number)).collect())
+    });
+    let named = [
+        ("event_channel_op", named(include_str!("evtchn.rs"))),
+        ("sched_op", named(include_str!("sched.rs"))),
+        ("vcpu_op", named(include_str!("vcpu.rs"))),
+        ("vm_assist", named(include_str!("assist.rs"))),
+    ];
     let lines = table();
-    for (call, operations) in known {
-        for (name, number) in operations {
-            let operation = format!("{} ({number})", name.to_lowercase());
+    for (call, operations) in listed.into_iter().chain(named) {
+        assert!(!operations.is_empty());
+        for (name, number) in &operations {
+            let operation = format!("{name} ({number})");
             let is_there = lines.iter().any(|line| line.call == call && line.operation == operation);
             assert!(is_there, "HYPERCALLS.md has no line `{operation}` below `## {call}`");
         }
