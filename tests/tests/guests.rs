@@ -48,6 +48,11 @@ const MODES: &[Mode] = &[
     mode("exits"),
     mode("apic"),
     mode("callers"),
+    mode("hypercalls-grants"),
+    mode("hypercalls-hvm"),
+    mode("hypercalls-memory"),
+    mode("hypercalls-refused"),
+    mode("hypercalls-version"),
     mode("mmio"),
     Mode { more: "vcpus = 3\n", ..mode("processors") },
 ];

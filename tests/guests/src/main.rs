@@ -27,6 +27,7 @@ mod cpu_tables;
 mod devices;
 mod exits;
 mod hostile;
+mod hypercalls;
 mod machine;
 mod mmio;
 mod modes;

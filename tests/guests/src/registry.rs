@@ -18,6 +18,11 @@ pub const MODES: &[(&str, Mode)] = &[
     ("exits", crate::exits::run),
     ("apic", crate::apic::run),
     ("callers", crate::modes::run),
+    ("hypercalls-grants", crate::hypercalls::grants),
+    ("hypercalls-hvm", crate::hypercalls::hvm),
+    ("hypercalls-memory", crate::hypercalls::memory),
+    ("hypercalls-refused", crate::hypercalls::refused),
+    ("hypercalls-version", crate::hypercalls::version),
     ("mmio", crate::mmio::run),
     ("processors", crate::processors::run),
 ];
