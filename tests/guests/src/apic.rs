@@ -192,7 +192,8 @@ fn errors(check: &mut Check) {
         read(ESR)
     };
     // Twice: what was before is forgotten.
-    (latch(), latch());
+    latch();
+    latch();
     write(LVT_ERROR, 0x44);
     write(ICR, TO_SELF | 0xf);
     check.equal_hex("ESR before it is written", 0u64, read(ESR));
