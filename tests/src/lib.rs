@@ -7,6 +7,7 @@
 pub mod grub;
 pub mod http;
 pub mod programs;
+pub mod repository;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};
