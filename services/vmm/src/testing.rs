@@ -2,8 +2,10 @@
 
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::ops::Range;
 
 use proto::channel::{ChannelInfo, Protocol, Side};
+use proto::cpuid::Narrowing;
 use proto::text::Text;
 use rt::channel::{Client, Server};
 
@@ -15,21 +17,28 @@ use crate::vcpus::Parked;
 
 /// Pages of RAM that the fake machine has.
 pub const RAM_PAGES: usize = 64;
+/// Pages that [`Platform::map_ram`] maps at once.
+const REGION: u64 = 16;
 
 /// A platform whose clock stands still until it is set, at 1 GHz.
 #[derive(Debug, Default)]
 pub struct FakePlatform {
     /// The time stamp counter.
     pub tsc: Cell<u64>,
+    /// The thread's time on a CPU.
+    pub cpu_time: Cell<u64>,
     /// What is mapped.
     pub mapped: Vec<(usize, Gfn)>,
-    /// RAM that was put back.
-    pub restored: Vec<Gfn>,
+    /// RAM that was taken out of the VM, by page.
+    pub unmapped: Vec<u64>,
 }
 
 impl Platform for FakePlatform {
     fn tsc(&self) -> u64 {
         self.tsc.get()
+    }
+    fn cpu_time(&self) -> u64 {
+        self.cpu_time.get()
     }
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {
         assert!(self.mapped.iter().all(|(other, _)| *other != index), "a capability is mapped at most once");
@@ -42,9 +51,15 @@ impl Platform for FakePlatform {
         assert_eq!(self.mapped.len() + 1, before);
         Ok(())
     }
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed> {
-        self.restored.push(gfn);
-        Ok(())
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64) {
+        let pages = gfn.0..gfn.0 + count;
+        self.unmapped.retain(|page| !pages.contains(page));
+        self.unmapped.extend(pages);
+    }
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed> {
+        let region = gfn.0 & !(REGION - 1)..(gfn.0 & !(REGION - 1)) + REGION;
+        self.unmapped.retain(|page| !region.contains(page));
+        Ok(region)
     }
 }
 
@@ -64,7 +79,10 @@ pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
 
 /// A machine with several vCPUs, of which the first is here.
 pub fn machine_of(vcpus: usize) -> (Machine<FakePlatform>, Vcpu) {
-    let cpuid = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
+    let cpuid = Cpuid::new(
+        |_, _| [u32::MAX; 4],
+        cpuid::Guest { domid: 5, tsc_khz: 1_000_000, narrowing: Narrowing::default() },
+    );
     let (guest, platform, parked) = (guest_of(vcpus), FakePlatform::default(), Parked::new(vcpus));
     (Machine { guest, platform, cpuid, parked }, Vcpu::new(0))
 }
