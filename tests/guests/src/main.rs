@@ -22,7 +22,10 @@
 
 mod apic;
 mod check;
+mod cpu_state;
+mod cpu_tables;
 mod devices;
+mod exits;
 mod hostile;
 mod hypercalls;
 mod machine;

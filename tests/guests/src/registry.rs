@@ -8,6 +8,14 @@ pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
 pub const MODES: &[(&str, Mode)] = &[
+    ("selftest", crate::selftest::run),
+    ("cpu-state", crate::cpu_state::run),
+    ("cpu-neighbour", crate::cpu_state::neighbour),
+    ("cpu-hostile", crate::cpu_state::hostile),
+    ("msr-table", crate::cpu_tables::msrs),
+    ("cpuid-table", crate::cpu_tables::cpuid),
+    ("cpuid-narrow", crate::cpu_tables::narrow),
+    ("exits", crate::exits::run),
     ("apic", crate::apic::run),
     ("callers", crate::modes::run),
     ("hypercalls-grants", crate::hypercalls::grants),
@@ -17,5 +25,4 @@ pub const MODES: &[(&str, Mode)] = &[
     ("hypercalls-version", crate::hypercalls::version),
     ("mmio", crate::mmio::run),
     ("processors", crate::processors::run),
-    ("selftest", crate::selftest::run),
 ];
