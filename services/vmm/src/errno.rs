@@ -14,10 +14,16 @@ pub enum Errno {
     NoEntry = -2,
     /// No such domain.
     Search = -3,
+    /// No such device or address.
+    NoDevice = -6,
     /// Out of memory.
     NoMemory = -12,
+    /// Permission denied.
+    Access = -13,
     /// Bad address.
     Fault = -14,
+    /// In use.
+    Busy = -16,
     /// Exists already.
     Exists = -17,
     /// Invalid argument.
@@ -28,6 +34,8 @@ pub enum Errno {
     NoSys = -38,
     /// The time has passed.
     Time = -62,
+    /// Not supported.
+    NotSupported = -95,
 }
 
 impl From<Fault> for Errno {

@@ -14,6 +14,7 @@ pub mod blk;
 pub mod clock;
 pub mod console;
 pub mod cpuid;
+pub mod debug;
 pub mod devices;
 pub mod entry;
 pub mod errno;

@@ -211,8 +211,8 @@ pub struct Vcpu {
     pub prepared: Option<Box<VcpuState>>,
     /// The vector of the local APIC that was offered at the last entry.
     pub offered: Option<u8>,
-    /// The last exit was for an invalid state: the second time in a row there is no way on.
-    pub was_invalid: bool,
+    /// Exits in a row for the same invalid state, and what it was.
+    pub invalid: (u32, u64),
     /// NB_CFG, which Linux writes and reads back.
     pub nb_cfg: u64,
     /// Something changed that [`Machine::prepare_entry`] or the timer depends on.
@@ -282,7 +282,7 @@ impl Vcpu {
             is_initialised: id == 0,
             prepared: None,
             offered: None,
-            was_invalid: false,
+            invalid: (0, 0),
             nb_cfg: 0,
             has_news: true,
             lengths: Lengths([(0, 0, 0); LENGTHS]),
@@ -295,7 +295,7 @@ impl Vcpu {
         self.apic = Apic::new(self.id * 2);
         (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
         self.is_initialised = false;
-        (self.offered, self.was_invalid, self.has_news) = (None, false, true);
+        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
     }
 }
 
@@ -375,9 +375,11 @@ impl<P: Platform> Machine<P> {
             Wait::Start => vcpu.start.is_some(),
             Wait::Interrupt => self.has_interrupt(vcpu),
             Wait::Poll { until_ns, is_deaf } => {
-                vcpu.polled.iter().any(|&port| self.guest.events.is_pending(port))
+                let wakes = vcpu.polled.iter().any(|&port| self.guest.events.is_pending(port))
                     || (until_ns != 0 && self.now_ns() >= until_ns)
-                    || (!is_deaf && self.has_interrupt(vcpu))
+                    || (!is_deaf && self.has_interrupt(vcpu));
+                self.guest.events.set_polling(vcpu.id as usize, !wakes);
+                wakes
             }
         };
         if wakes {

@@ -115,7 +115,7 @@ impl Vmm {
         let vifs: Vec<u32> = info.vifs.iter().map(|vif| vif.device).collect();
         let devices = Devices::new(&guest, &disks, &vifs).map_err(|_| "there are too few special frames")?;
         let tsc_khz = u32::try_from(env.info.tsc_khz).unwrap_or(u32::MAX);
-        let policy = cpuid::Guest { domid: info.domid, tsc_khz };
+        let policy = cpuid::Guest { domid: info.domid, tsc_khz, narrowing: info.cpuid };
         let machine = Machine {
             guest,
             platform: Kernel::new(info),
@@ -296,6 +296,11 @@ impl Vmm {
 
     /// Loads the kernel and builds the guest's address space.
     fn load(&mut self) -> Result<Entry, alloc::string::String> {
+        if let Some((leaf, register, bit)) = cpuid::missing(kernel::host_cpuid, &self.info.cpuid) {
+            return Err(alloc::format!(
+                "the processor lacks a feature that `cpuid` asks for: leaf {leaf:#x}, {register}, bit {bit}"
+            ));
+        }
         let file = rt::memory::bytes(self.info.kernel);
         let ramdisk = rt::memory::bytes(self.info.ramdisk);
         let unpacked;

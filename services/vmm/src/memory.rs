@@ -101,6 +101,18 @@ impl Page {
         self.0.and_u64(offset & (PAGE - 8), bits).unwrap_or(0)
     }
 
+    /// Sets bits of a 32-bit word atomically; the word before.
+    #[inline]
+    pub fn or_u32(&self, offset: usize, bits: u32) -> u32 {
+        self.0.or_u32(offset & (PAGE - 4), bits).unwrap_or(0)
+    }
+
+    /// Keeps only `bits` of a 32-bit word, atomically; the word before.
+    #[inline]
+    pub fn and_u32(&self, offset: usize, bits: u32) -> u32 {
+        self.0.and_u32(offset & (PAGE - 4), bits).unwrap_or(0)
+    }
+
     /// Keeps only `bits` of a half-word, atomically; the half-word before.
     #[inline]
     pub fn and_u16(&self, offset: usize, bits: u16) -> u16 {

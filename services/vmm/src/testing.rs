@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 
 use proto::channel::{ChannelInfo, Protocol, Side};
+use proto::cpuid::Narrowing;
 use proto::text::Text;
 use rt::channel::{Client, Server};
 
@@ -69,7 +70,10 @@ pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
 
 /// A machine with several vCPUs, of which the first is here.
 pub fn machine_of(vcpus: usize) -> (Machine<FakePlatform>, Vcpu) {
-    let cpuid = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
+    let cpuid = Cpuid::new(
+        |_, _| [u32::MAX; 4],
+        cpuid::Guest { domid: 5, tsc_khz: 1_000_000, narrowing: Narrowing::default() },
+    );
     let (guest, platform, parked) = (guest_of(vcpus), FakePlatform::default(), Parked::new(vcpus));
     (Machine { guest, platform, cpuid, parked }, Vcpu::new(0))
 }

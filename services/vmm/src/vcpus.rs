@@ -72,6 +72,8 @@ impl<P: Platform> Machine<P> {
         // It is taken out so that the machine can look at it.
         let Some(mut vcpu) = self.parked.0.get_mut(id).and_then(Option::take) else { return false };
         let is_ready = self.wakes(&mut vcpu);
+        // What is due on it is found when it is entered.
+        self.guest.events.noticed(1 << (id % 32));
         if let Some(place) = self.parked.0.get_mut(id) {
             *place = Some(vcpu);
         }
@@ -191,5 +193,31 @@ mod tests {
         machine.platform.tsc.set(700);
         assert!(machine.take_turn(&mut running) && running.id == 1);
         assert_eq!(machine.deadline_of_all(&running), 0);
+    }
+
+    /// A masked port made pending by one vCPU left another one waiting that polled it; and an upcall due on a
+    /// vCPU that was known to be ready kept the running one from being settled.
+    #[test]
+    fn news_of_a_parked_vcpu_unsettle_the_running_one_once() {
+        let (mut machine, first) = machine_of(2);
+        let mut running = Box::new(first);
+        machine.guest.callback = Some(0xf3);
+        running.has_news = false;
+        let ports = [(); 2].map(|()| machine.guest.events.bind_ipi(1).unwrap());
+        machine.guest.special(0).unwrap().set_u64(0xa00, 1 << ports[0].0);
+        let other = machine.parked.get_mut(1).unwrap();
+        other.polled.push(ports[0]);
+        other.wait = Wait::Poll { until_ns: 0, is_deaf: false };
+        assert!(!machine.is_parked_ready() && machine.is_settled(&running));
+        machine.guest.events.send(ports[0]).unwrap();
+        assert!(!machine.is_settled(&running));
+        assert!(machine.is_parked_ready() && machine.is_settled(&running));
+        machine.parked.get_mut(1).unwrap().wait = Wait::Interrupt;
+        assert!(!machine.is_parked_ready());
+        machine.guest.events.send(ports[1]).unwrap();
+        assert!(!machine.is_settled(&running));
+        assert!(machine.is_parked_ready() && machine.is_settled(&running));
+        assert!(machine.take_turn(&mut running));
+        assert!(machine.guest.events.has_upcall(1) && !machine.is_settled(&running));
     }
 }

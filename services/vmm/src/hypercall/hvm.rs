@@ -54,5 +54,10 @@ fn set<P: Platform>(call: &mut Call<'_, P>, index: u32, value: u64) -> Answer {
         0 if value == 0 => None,
         _ => return Err(Errno::Invalid),
     };
+    // The guest will look at shared_info as the code that does this would.
+    let layout = call.width.layout();
+    call.guest().events.latch(layout);
+    // An upcall may have been due all along.
+    call.vcpu.has_news = true;
     Ok(0)
 }

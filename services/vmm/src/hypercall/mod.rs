@@ -22,6 +22,7 @@ mod version;
 use proto::abi::{VcpuState, gpr};
 
 use crate::errno::{Answer, Errno, to_rax};
+use crate::events::Layout;
 use crate::machine::{Guest, Machine, Outcome, Platform, Vcpu};
 use crate::walk::{EFER_LMA, Paging};
 
@@ -76,6 +77,11 @@ impl Width {
         } else {
             Self::Bits32
         }
+    }
+
+    /// The layout of shared_info that such code expects.
+    pub fn layout(self) -> Layout {
+        if self == Self::Bits64 { Layout::BITS_64 } else { Layout::BITS_32 }
     }
 }
 

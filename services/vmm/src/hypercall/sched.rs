@@ -7,7 +7,7 @@ use proto::toolstack::EndReason;
 
 use super::{Call, Done, Field};
 use crate::errno::{Answer, Errno};
-use crate::events::{PORTS, Port};
+use crate::events::Port;
 use crate::machine::{Outcome, Platform, Wait, sentence};
 
 const YIELD: u32 = 0;
@@ -113,7 +113,7 @@ fn poll<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<Outcome, E
     call.vcpu.polled.clear();
     for n in 0..u64::from(count) {
         let port = Port(u32::from_le_bytes(call.read(list.wrapping_add(4 * n))?));
-        if port.0 as usize >= PORTS {
+        if !call.machine.guest.events.is_port(port) {
             return Err(Errno::Invalid);
         }
         if call.machine.guest.events.is_pending(port) {

@@ -231,7 +231,6 @@ fn parameters_name_rings_and_ports() {
 #[test]
 fn event_channels_by_hypercall() {
     let (mut machine, mut vcpu) = machine();
-    assert_eq!(call(&mut machine, &mut vcpu, 32, [11, ARGUMENT, 0], &[0; 8]).0, -38, "FIFO");
     assert_eq!(call(&mut machine, &mut vcpu, 32, [1, ARGUMENT, 0], &[0, 0, 0]).0, 0);
     let timer = word(&machine, 8);
     assert_eq!(call(&mut machine, &mut vcpu, 32, [1, ARGUMENT, 0], &[0, 0, 0]).0, -17);
@@ -243,10 +242,51 @@ fn event_channels_by_hypercall() {
     machine.guest.events.kicks = 0;
     assert_eq!(call(&mut machine, &mut vcpu, 32, [4, ARGUMENT, 0], &[port]).0, 0);
     assert_eq!(machine.guest.events.kicks, 1 << 7);
-    let free = machine.guest.events.allocate_unbound().unwrap();
+    let free = machine.guest.events.allocate_unbound(0).unwrap();
     machine.guest.events.close(free).unwrap();
     assert_eq!(call(&mut machine, &mut vcpu, 32, [7, 0x3_fffc, 0], &[]).0, -14, "no room for the answer");
-    assert_eq!(machine.guest.events.allocate_unbound(), Ok(free), "the port is not lost");
+    assert_eq!(machine.guest.events.allocate_unbound(0), Ok(free), "the port is not lost");
+}
+
+#[test]
+fn event_channel_operations_refuse_with_xens_numbers() {
+    let (mut machine, mut vcpu) = machine();
+    let mut op = |operation, words: &[u32]| {
+        let answer = call(&mut machine, &mut vcpu, 32, [operation, ARGUMENT, 0], words).0;
+        (answer, [2, 3, 4, 5].map(|n| word(&machine, 4 * n)))
+    };
+    let domids = |dom: u32, remote: u32| dom | remote << 16;
+    // The guest is domain 5; the backends' domain is 0, and no other one is there.
+    for (dom, answer) in [(0x7ff0, 0), (5, 0), (0, -1), (6, -3), (0x7ff4, -3)] {
+        assert_eq!(op(6, &[domids(dom, 0), 0]).0, answer, "alloc_unbound {dom:#x}");
+        assert_eq!(op(5, &[dom, 1, 0, 0, 0, 0]).0, answer, "status {dom:#x}");
+        let answer = if answer == 0 { -16 } else { answer };
+        assert_eq!(op(14, &[dom]).0, answer, "reset_cont {dom:#x}");
+    }
+    assert_eq!(op(6, &[domids(0x7ff0, 9), 0]).0, 0, "for a domain that may come");
+    assert_eq!(op(5, &[5, 5, 0, 0, 0, 0xaaaa]), (0, [1, 0, 9, 0xaaaa]));
+    assert_eq!(op(6, &[domids(0x7ff0, 5), 0]).0, 0);
+    assert_eq!(op(0, &[9, 6, 0]).0, -3);
+    assert_eq!(op(0, &[0, 6, 0]).0, -22);
+    assert_eq!(op(0, &[0x7ff0, 6, 0]), (0, [7, 0, 9, 0xaaaa]));
+    assert_eq!(op(5, &[5, 7, 0, 0, 0, 0]), (0, [2, 0, 5, 6]));
+    assert_eq!(op(5, &[5, 99, 0, 0, 0, 0]).0, -22);
+    assert_eq!(op(2, &[0, 0, 0]).0, -22, "there are no physical interrupts");
+    assert_eq!(op(15, &[0, 0, 0]).0, -38);
+    assert_eq!(op(12, &[4, 0]).0, -95);
+    assert_eq!(op(13, &[1, 0]).0, -38);
+    assert_eq!(op(11, &[5, 0, 0, 1, 0, 0]).0, -2);
+    assert_eq!(op(11, &[0x5_0000, 0, 0, 0, 0, 0]).0, -22);
+    assert_eq!(op(11, &[5, 0, 64, 0, 0xff00, 7]), (0, [64, 0, 0xff11, 7]));
+    assert_eq!(op(12, &[6, 0]).0, 0);
+    assert_eq!(op(13, &[1, 0]).0, 0);
+    assert_eq!(op(10, &[0]).0, -1);
+    assert_eq!(op(10, &[0x7ff0]).0, 0);
+    assert_eq!(op(13, &[1, 0]).0, -38);
+    for operation in 0..=14 {
+        let answer = call(&mut machine, &mut vcpu, 32, [operation, 0x7000_0000, 0], &[]).0;
+        assert_eq!(answer, -14, "{operation}");
+    }
 }
 
 #[test]
@@ -281,7 +321,7 @@ fn poll_waits_until_a_port_or_its_time() {
     assert_eq!((answer, outcome), (0, Outcome::Wait));
     assert!(!machine.wakes(&mut vcpu));
     assert_ne!(machine.deadline(&vcpu), 0);
-    machine.guest.events.raise(port);
+    machine.guest.events.send(port).unwrap();
     assert!(machine.wakes(&mut vcpu), "pending counts although it is masked");
     assert_eq!(vcpu.wait, Wait::None);
     machine.guest.special(0).unwrap().set_u64(0x800, 0);
@@ -313,12 +353,12 @@ fn a_poll_without_interrupts_is_not_ended_by_one_that_waits_already() {
     let poll = [0x9000, 0, 1, 0, 0, 0];
     assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &poll), (0, Outcome::Wait));
     assert!(!m.wakes(v));
-    m.guest.events.raise(other);
+    m.guest.events.send(other).unwrap();
     assert!(m.wakes(v), "one that comes ends it");
     // The guest of these tests has its interrupts off.
     assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &poll), (0, Outcome::Wait));
     assert!(!m.wakes(v));
-    m.guest.events.raise(port);
+    m.guest.events.send(port).unwrap();
     assert!(m.wakes(v));
 }
 
