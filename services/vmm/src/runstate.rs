@@ -235,6 +235,15 @@ impl<P: Platform> Machine<P> {
         }
     }
 
+    /// The vCPU, which runs, wants to know its runstate: what was stolen until now is accounted.
+    pub(crate) fn account_now(&mut self, vcpu: &mut Vcpu) {
+        let tsc = self.platform.tsc();
+        let stolen = self.guest.meter.look(tsc, self.platform.cpu_time(), self.guest.clock.khz());
+        if stolen != 0 {
+            vcpu.runstate.steal(self.guest.clock.span_ns(stolen), self.guest.clock.ns(tsc));
+        }
+    }
+
     /// The vCPU waits, or it has to: unless it does so already, since now.
     pub(crate) fn account_wait(&self, vcpu: &mut Vcpu) {
         let state = if vcpu.wait == Wait::Start { State::Offline } else { State::Blocked };

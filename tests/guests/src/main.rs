@@ -31,6 +31,7 @@ mod paging;
 mod registry;
 mod selftest;
 mod store;
+mod time;
 mod traps;
 mod xen;
 

@@ -7,4 +7,10 @@ use crate::numbers::Random;
 pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
-pub const MODES: &[(&str, Mode)] = &[("callers", crate::modes::run), ("selftest", crate::selftest::run)];
+pub const MODES: &[(&str, Mode)] = &[
+    ("callers", crate::modes::run),
+    ("selftest", crate::selftest::run),
+    ("steal", crate::time::steal),
+    ("time", crate::time::run),
+    ("watchdog", crate::time::watchdog),
+];
