@@ -38,6 +38,7 @@ mod processors;
 mod registry;
 mod selftest;
 mod store;
+mod time;
 mod traps;
 mod xen;
 
