@@ -22,6 +22,7 @@
 
 mod check;
 mod devices;
+mod events;
 mod hostile;
 mod machine;
 mod numbers;
