@@ -33,7 +33,16 @@ const fn mode(name: &'static str) -> Mode {
 }
 
 /// All modes. A new one is a line here.
-const MODES: &[Mode] = &[mode("selftest"), Mode { name: "events", memory_mib: 16, more: "vcpus = 2\n" }];
+const MODES: &[Mode] = &[
+    mode("callers"),
+    Mode {
+        name: "events",
+        memory_mib: 16,
+        more: "vcpus = 2
+",
+    },
+    mode("selftest"),
+];
 
 fn config(mode: &Mode, dir: &Path) -> ConfigFile {
     let Mode { name, memory_mib, more } = mode;

@@ -66,10 +66,10 @@ pub fn init(state: &mut VcpuState) {
     state.gprs[gpr::RDX] = RDX_RESET;
     (state.rip, state.rflags, state.cpl) = (0xfff0, RFLAGS_START, 0);
     (state.cr0, state.cr2, state.cr3, state.cr4, state.efer) = (CR0_RESET, 0, 0, 0, 0);
-    (state.dr6, state.dr7) = (DR6_RESET, DR7_RESET);
+    (state.dr6, state.dr7, state.debug) = (DR6_RESET, DR7_RESET, [0; 4]);
     (state.interrupt, state.inject, state.interrupt_shadow, state.exit_int_info) = (0, 0, 0, 0);
     state.cs_attributes = u32::from(REAL_CODE);
-    state.load |= groups::CONTROL | groups::SEGMENTS;
+    state.load |= groups::CONTROL | groups::SEGMENTS | groups::DEBUG | groups::DR6;
 }
 
 /// The start-up interrupt: after INIT, the vCPU begins in real mode at `vector << 12`.
@@ -108,7 +108,8 @@ pub fn blank() -> VcpuState {
         interrupt: 0,
         inject: 0,
         load: 0,
-        store: 0,
+        // The first exit is in 32-bit code, which is found through its segment.
+        store: groups::SEGMENTS,
         dr6: DR6_RESET,
         dr7: DR7_RESET,
         segments,
@@ -122,6 +123,7 @@ pub fn blank() -> VcpuState {
         sysenter_eip: 0,
         pat: PAT_RESET,
         tsc_offset: 0,
+        debug: [0; 4],
     }
 }
 
@@ -167,6 +169,10 @@ mod tests {
         sipi(&mut state, 1);
         assert_eq!((state.pat, state.star, state.tsc_offset, state.efer, state.cr4), (6, 7, 8, 0, 0));
         assert_eq!((state.inject, state.interrupt), (0, 0));
-        assert_eq!(state.load, groups::CONTROL | groups::SEGMENTS, "the MSRs in the VMCB are not touched");
+        assert_eq!(
+            state.load,
+            groups::CONTROL | groups::SEGMENTS | groups::DEBUG | groups::DR6,
+            "the MSRs in the VMCB are not touched"
+        );
     }
 }

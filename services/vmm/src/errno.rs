@@ -32,6 +32,8 @@ pub enum Errno {
     NoSpace = -28,
     /// Not implemented.
     NoSys = -38,
+    /// The time has passed.
+    Time = -62,
     /// Not supported.
     NotSupported = -95,
 }

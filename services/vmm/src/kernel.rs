@@ -1,7 +1,7 @@
 //! The kernel as the machine sees it: mapping of special frames, the TSC, the vCPU's state page, CPUID.
 #![expect(unsafe_code, reason = "the state page is at an address that init chose")]
 
-use proto::abi::{Slot, VcpuState, map, rights};
+use proto::abi::{Field, Slot, VcpuState, map, rights};
 use proto::guest::{FREE_SLOTS, GuestInfo, SPECIAL_FRAMES, VMM_SLOTS};
 use vmm::cpuid::Leaf;
 use vmm::machine::{MapFailed, Platform};
@@ -36,6 +36,11 @@ impl Platform for Kernel {
     #[inline]
     fn tsc(&self) -> u64 {
         rt::time::tsc()
+    }
+
+    fn cpu_time(&self) -> u64 {
+        // Slot 0 is the calling thread, whose time may always be read.
+        rt::sys::cap_read(0, Field::CpuTime).unwrap_or(0)
     }
 
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {

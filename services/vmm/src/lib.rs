@@ -14,6 +14,7 @@ pub mod blk;
 pub mod clock;
 pub mod console;
 pub mod cpuid;
+pub mod debug;
 pub mod devices;
 pub mod entry;
 pub mod errno;
@@ -30,8 +31,10 @@ pub mod memory;
 pub mod msr;
 pub mod net;
 pub mod ports;
+pub mod runstate;
 pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod vcpus;
 pub mod walk;
+pub mod watchdog;

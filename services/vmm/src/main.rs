@@ -30,6 +30,7 @@ use vmm::loader::{LoadError, acpi, bzimage};
 use vmm::machine::{Guest, Machine, Outcome, Start, Vcpu, Wait};
 use vmm::memory::{Gfn, GuestMemory, GuestPhys};
 use vmm::vcpus::Parked;
+use vmm::walk::Paging;
 
 use kernel::{Kernel, StatePage};
 
@@ -114,7 +115,7 @@ impl Vmm {
         let vifs: Vec<u32> = info.vifs.iter().map(|vif| vif.device).collect();
         let devices = Devices::new(&guest, &disks, &vifs).map_err(|_| "there are too few special frames")?;
         let tsc_khz = u32::try_from(env.info.tsc_khz).unwrap_or(u32::MAX);
-        let policy = cpuid::Guest { domid: info.domid, tsc_khz };
+        let policy = cpuid::Guest { domid: info.domid, tsc_khz, narrowing: info.cpuid };
         let machine = Machine {
             guest,
             platform: Kernel::new(info),
@@ -295,6 +296,11 @@ impl Vmm {
 
     /// Loads the kernel and builds the guest's address space.
     fn load(&mut self) -> Result<Entry, alloc::string::String> {
+        if let Some((leaf, register, bit)) = cpuid::missing(kernel::host_cpuid, &self.info.cpuid) {
+            return Err(alloc::format!(
+                "the processor lacks a feature that `cpuid` asks for: leaf {leaf:#x}, {register}, bit {bit}"
+            ));
+        }
         let file = rt::memory::bytes(self.info.kernel);
         let ramdisk = rt::memory::bytes(self.info.ramdisk);
         let unpacked;
@@ -337,12 +343,27 @@ impl Vmm {
     /// Waits with the guest not running.
     fn sleep(&mut self) -> u64 {
         self.devices.settle(&mut self.machine.guest, false);
-        sys::event_wait(self.event).unwrap_or(u64::MAX)
+        if self.phase == Phase::Paused {
+            self.machine.account_pause(&mut self.vcpu);
+        }
+        self.wait()
+    }
+
+    /// Waits for signals.
+    fn wait(&mut self) -> u64 {
+        let before = time::tsc();
+        let signals = sys::event_wait(self.event).unwrap_or(u64::MAX);
+        self.machine.guest.meter.slept(time::tsc().saturating_sub(before));
+        signals
     }
 
     /// Runs the vCPUs until signals come or the phase changes; the signals.
     fn run_guest(&mut self) -> u64 {
         loop {
+            if let Some(Outcome::End(reason, detail)) = self.machine.watchdog_end() {
+                self.end(reason, detail);
+                return 0;
+            }
             let has_others = !self.machine.parked.is_empty();
             let waits = self.vcpu.wait != Wait::None && !(has_others && self.machine.is_parked_ready());
             self.devices.settle(&mut self.machine.guest, waits);
@@ -355,7 +376,7 @@ impl Vmm {
                     continue;
                 }
                 self.set_timer();
-                return sys::event_wait(self.event).unwrap_or(u64::MAX);
+                return self.wait();
             }
             match self.vcpu.start.take() {
                 None => {}
@@ -391,11 +412,13 @@ impl Vmm {
         let waits = self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu);
         if is_over || waits {
             self.turn_end = 0;
+            let (before, paging) = (self.vcpu.id, Paging::of(self.state.get()));
             if self.machine.take_turn(&mut self.vcpu)
                 && let Some(place) = self.info.vcpus.get(self.vcpu.id as usize)
             {
                 self.vcpu_slot = place.slot;
                 self.state = StatePage::new(place.state);
+                self.machine.account_put_aside(before, &paging);
             }
         }
         if self.turn_end == 0 && self.machine.is_parked_ready() {

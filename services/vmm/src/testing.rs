@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 
 use proto::channel::{ChannelInfo, Protocol, Side};
+use proto::cpuid::Narrowing;
 use proto::text::Text;
 use rt::channel::{Client, Server};
 
@@ -21,6 +22,8 @@ pub const RAM_PAGES: usize = 64;
 pub struct FakePlatform {
     /// The time stamp counter.
     pub tsc: Cell<u64>,
+    /// The thread's time on a CPU.
+    pub cpu_time: Cell<u64>,
     /// What is mapped.
     pub mapped: Vec<(usize, Gfn)>,
     /// RAM that was put back.
@@ -30,6 +33,9 @@ pub struct FakePlatform {
 impl Platform for FakePlatform {
     fn tsc(&self) -> u64 {
         self.tsc.get()
+    }
+    fn cpu_time(&self) -> u64 {
+        self.cpu_time.get()
     }
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {
         assert!(self.mapped.iter().all(|(other, _)| *other != index), "a capability is mapped at most once");
@@ -64,7 +70,10 @@ pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
 
 /// A machine with several vCPUs, of which the first is here.
 pub fn machine_of(vcpus: usize) -> (Machine<FakePlatform>, Vcpu) {
-    let cpuid = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
+    let cpuid = Cpuid::new(
+        |_, _| [u32::MAX; 4],
+        cpuid::Guest { domid: 5, tsc_khz: 1_000_000, narrowing: Narrowing::default() },
+    );
     let (guest, platform, parked) = (guest_of(vcpus), FakePlatform::default(), Parked::new(vcpus));
     (Machine { guest, platform, cpuid, parked }, Vcpu::new(0))
 }

@@ -41,6 +41,11 @@ impl Parked {
         self.0.get_mut(id as usize)?.as_deref_mut()
     }
 
+    /// All vCPUs whose turn it is not, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Vcpu> {
+        self.0.iter_mut().filter_map(|vcpu| vcpu.as_deref_mut())
+    }
+
     /// All vCPUs whose turn it is not.
     pub fn iter(&self) -> impl Iterator<Item = &Vcpu> {
         self.0.iter().filter_map(|vcpu| vcpu.as_deref())
@@ -108,7 +113,7 @@ impl<P: Platform> Machine<P> {
             && vcpu.wait == Wait::Start
             && vcpu.start.is_none()
         {
-            vcpu.start = Some(start);
+            (vcpu.start, vcpu.is_initialised) = (Some(start), true);
         }
     }
 
@@ -200,9 +205,9 @@ mod tests {
         running.has_news = false;
         let ports = [(); 2].map(|()| machine.guest.events.bind_ipi(1).unwrap());
         machine.guest.special(0).unwrap().set_u64(0xa00, 1 << ports[0].0);
-        let mut polled = [0; crate::machine::POLL_PORTS_MAX];
-        polled[3] = ports[0].0;
-        machine.parked.get_mut(1).unwrap().wait = Wait::Poll { ports: polled, until_ns: 0 };
+        let other = machine.parked.get_mut(1).unwrap();
+        other.polled.push(ports[0]);
+        other.wait = Wait::Poll { until_ns: 0, is_deaf: false };
         assert!(!machine.is_parked_ready() && machine.is_settled(&running));
         machine.guest.events.send(ports[0]).unwrap();
         assert!(!machine.is_settled(&running));

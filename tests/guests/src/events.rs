@@ -5,6 +5,7 @@
 //! public/xen.h; common/event_channel.c for the errors and their order.
 
 mod fifo;
+mod narrow;
 
 use crate::check::Check;
 use crate::machine::{self, hypercall, peek, poke, poke8, poke32};
@@ -76,6 +77,7 @@ pub fn run(check: &mut Check, _: &mut Random) {
     events.delivery();
     events.limits();
     fifo::run(&mut events);
+    narrow::run(&mut events);
     events.pointers();
     traps::off(VECTOR);
 }

@@ -25,6 +25,7 @@ mod devices;
 mod events;
 mod hostile;
 mod machine;
+mod modes;
 mod numbers;
 mod out;
 mod paging;

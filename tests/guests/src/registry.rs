@@ -7,4 +7,5 @@ use crate::numbers::Random;
 pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
-pub const MODES: &[(&str, Mode)] = &[("events", crate::events::run), ("selftest", crate::selftest::run)];
+pub const MODES: &[(&str, Mode)] =
+    &[("callers", crate::modes::run), ("events", crate::events::run), ("selftest", crate::selftest::run)];

@@ -8,8 +8,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use proto::builder::{DISKS_MAX, VIFS_MAX};
+use proto::cpuid::Narrowing;
 
 use super::action::Action;
+use super::cpuid;
 use super::disk::{self, Disk};
 use super::identity;
 use super::keys;
@@ -50,6 +52,8 @@ pub struct GuestConfig {
     pub memory_kib: Spanned<u64>,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What it does not see of the processor.
+    pub cpuid: Narrowing,
     /// Disks in the file's order.
     pub disks: Vec<Disk>,
     /// Network interfaces in the file's order.
@@ -210,6 +214,9 @@ impl Fields<'_> {
         let cmdline = self.cmdline();
         let memory_kib = self.memory();
         let vcpus = self.vcpus();
+        let cpuid = self
+            .take("cpuid")
+            .map_or_else(Default::default, |set| cpuid::parse(&set.value, &mut self.report));
         let disks = self.disks();
         let vifs = self.vifs(&uuid);
         let on_poweroff = self.action("on_poweroff", Action::Destroy);
@@ -225,6 +232,7 @@ impl Fields<'_> {
             cmdline,
             memory_kib: memory_kib?,
             vcpus,
+            cpuid,
             disks,
             vifs,
             on_poweroff,

@@ -333,6 +333,53 @@ fn syntax_errors_show_the_place_and_do_not_cascade() {
 }
 
 #[test]
+fn cpuid_is_narrowed_in_both_styles() {
+    use proto::cpuid::{Narrowing, Word};
+    let narrowing = |line: &str| config(line).cpuid;
+    let bits = |word: Word, hidden: u32, required: u32| {
+        let mut narrowing = Narrowing::default();
+        narrowing.hidden[word as usize] = hidden;
+        narrowing.required[word as usize] = required;
+        narrowing
+    };
+    assert_eq!(narrowing("cpuid = \"host\""), Narrowing::default());
+    assert_eq!(
+        narrowing("cpuid = 'host, sse4.2=0,sse4_1=1,rdrand=x'"),
+        bits(Word::Basic1Ecx, 1 << 20, 1 << 19)
+    );
+    assert_eq!(narrowing("cpuid = 'host,rdrand=0,rdrand=x,avx=0,avx=x'"), Narrowing::default());
+    assert_eq!(narrowing("cpuid = 'host,nx=0'"), bits(Word::Extended1Edx, 1 << 20, 0));
+    // xend's style: bit 31 first.
+    let line = "cpuid = [ '1:ecx=x0xxxxxxxxx1xxxxxxxxxxxxxxxxxxxx', '7,0:ebx=xxxxxxxxxxxxxxxxxxxxxxxx0xxxxxxx,eax=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]";
+    let mut both = bits(Word::Basic1Ecx, 1 << 30, 1 << 20);
+    both.hidden[Word::Basic7Ebx as usize] = 1 << 7;
+    assert_eq!(narrowing(line), both);
+}
+
+#[test]
+fn cpuid_never_widens() {
+    let message = error("cpuid = 'host,avx=1'", "`avx` cannot be shown to a guest: the state beyond SSE");
+    assert_eq!((message.line, message.column, message.width), (5, 15, 5));
+    error("cpuid = 'host,svm=k'", "guests cannot have guests");
+    error("cpuid = 'host,rdrnd=0'", "did you mean `rdrand`");
+    error("cpuid = 'host,nothing_like_it=0'", "no feature of CPUID that is known here");
+    error("cpuid = 'host,family=6'", "`family` is a number");
+    error("cpuid = 'host,rdrand'", "`rdrand` has no value");
+    error("cpuid = 'host,rdrand=yes'", "`yes` is no value");
+    error("cpuid = 'rdrand=0'", "the first word of `cpuid` is host");
+    error("cpuid = [ '1' ]", "a leaf and its registers");
+    error("cpuid = [ 'one:ecx=x' ]", "no leaf of CPUID");
+    error("cpuid = [ '1:ecx=x' ]", "32 of the letters");
+    error("cpuid = [ '1:efx=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]", "32 of the letters");
+    error(
+        "cpuid = [ '1:ecx=xxx1xxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]",
+        "bit 28 of leaf 0x1 ecx (avx) cannot be set",
+    );
+    error("cpuid = [ '4:eax=0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]", "only hides features");
+    error("cpuid = [ [ '1' ] ]", "text in quotes, not a list");
+}
+
+#[test]
 fn one_run_shows_all_mistakes() {
     let parsed =
         parse("f", "name = web\ntype = 'hvm'\nkernel = 'k'\nmemory = 1\nvcpu = 1\npci = [ '0:1' ]\n");
@@ -439,6 +486,7 @@ prop_compose! {
         mib in MEMORY_MIN_MIB..=MEMORY_MAX_MIB,
         disks in proptest::collection::vec(any_disk(), 0..6),
         vifs in proptest::collection::vec(any_vif(), 0..4),
+        hidden in proptest::collection::vec((0..proto::cpuid::FEATURES.len(), any::<bool>()), 0..4),
         actions in (any_action(), any_action(), any_action(), any_action()),
     ) -> GuestConfig {
         let text = |value: String| Spanned { value, span: Span::default() };
@@ -447,6 +495,15 @@ prop_compose! {
         disks.dedup_by_key(|disk| disk.device);
         let mut vifs: Vec<Vif> = vifs;
         vifs.dedup_by_key(|vif| vif.mac.value);
+        let mut cpuid = proto::cpuid::Narrowing::default();
+        for (feature, is_hidden) in hidden {
+            let proto::cpuid::Feature { word, bit, policy, .. } = proto::cpuid::FEATURES[feature];
+            let words = if is_hidden { &mut cpuid.hidden } else { &mut cpuid.required };
+            if is_hidden || !matches!(policy, proto::cpuid::Policy::Never(_)) {
+                words[word as usize] |= 1 << bit;
+            }
+            cpuid.required[word as usize] &= !cpuid.hidden[word as usize];
+        }
         let (on_poweroff, on_reboot, on_watchdog, on_crash) = actions;
         GuestConfig {
             name: text(name),
@@ -456,6 +513,7 @@ prop_compose! {
             cmdline: text(cmdline),
             memory_kib: Spanned { value: mib * 1024, span: Span::default() },
             vcpus: 1,
+            cpuid,
             disks,
             vifs,
             on_poweroff,

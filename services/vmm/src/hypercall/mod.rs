@@ -7,12 +7,15 @@
 //! among them, are refused. Every structure is copied from the guest once, through its own page tables.
 //! Sources: Xen public/xen.h, public/arch-x86/xen-x86_32.h; arch/x86/hvm/hypercall.c for the modes.
 
+mod assist;
+mod context;
 mod evtchn;
 mod grant;
 mod hvm;
 mod memory;
 mod multicall;
 mod sched;
+mod target;
 mod vcpu;
 mod version;
 
@@ -29,6 +32,7 @@ const SET_TIMER_OP: u64 = 15;
 const XEN_VERSION: u64 = 17;
 const CONSOLE_IO: u64 = 18;
 const GRANT_TABLE_OP: u64 = 20;
+const VM_ASSIST: u64 = 21;
 const VCPU_OP: u64 = 24;
 const SCHED_OP: u64 = 29;
 const EVENT_CHANNEL_OP: u64 = 32;
@@ -36,6 +40,7 @@ const HVM_OP: u64 = 34;
 
 /// Index of `r10` in the state's registers.
 const R10: usize = 10;
+const RFLAGS_IF: u64 = 1 << 9;
 /// CS attribute L.
 const CODE_64: u32 = 1 << 9;
 /// The half of a register that 32-bit code sees.
@@ -50,6 +55,8 @@ pub(crate) struct Call<'a, P> {
     paging: Paging,
     args: [u64; 5],
     width: Width,
+    /// The caller takes interrupts.
+    is_interruptible: bool,
 }
 
 /// Which layouts and registers a caller uses.
@@ -180,7 +187,9 @@ pub fn dispatch<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state: &
     let number = state.gprs[gpr::RAX];
     let args = [gpr::RDI, gpr::RSI, gpr::RDX, R10, gpr::R8].map(|index| state.gprs[index]);
     rt::counters::inc(proto::counters::hypercall(number));
-    let mut call = Call { machine, vcpu, paging: Paging::of(state), args, width: Width::Bits64 };
+    let is_interruptible = state.rflags & RFLAGS_IF != 0;
+    let paging = Paging::of(state);
+    let mut call = Call { machine, vcpu, paging, args, width: Width::Bits64, is_interruptible };
     let done = serve(&mut call, number);
     match &done {
         Done::Answer(answer) => state.gprs[gpr::RAX] = to_rax(*answer),
@@ -202,7 +211,9 @@ fn dispatch_narrow<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state
     let number = low(gpr::RAX);
     let args = [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI, gpr::RDI].map(low);
     rt::counters::inc(proto::counters::hypercall(number));
-    let mut call = Call { machine, vcpu, paging: Paging::of(state), args, width: Width::Bits32 };
+    let is_interruptible = state.rflags & RFLAGS_IF != 0;
+    let paging = Paging::of(state);
+    let mut call = Call { machine, vcpu, paging, args, width: Width::Bits32, is_interruptible };
     let done = serve(&mut call, number);
     let mut set = |index: usize, value: u64| {
         state.gprs[index] = state.gprs[index] & !LOW | value & LOW;
@@ -225,7 +236,7 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, number: u64) -> Done {
         SET_TIMER_OP => vcpu::set_timer(call),
         EVENT_CHANNEL_OP => evtchn::call(call),
         SCHED_OP => return sched::call(call),
-        VCPU_OP => vcpu::call(call),
+        VCPU_OP => return vcpu::call(call),
         MEMORY_OP => return memory::call(call),
         XEN_VERSION => {
             // Guests that changed their vcpu_info themselves call this to have it looked at.
@@ -234,6 +245,7 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, number: u64) -> Done {
         }
         CONSOLE_IO => console_io(call),
         GRANT_TABLE_OP => grant::call(call),
+        VM_ASSIST => assist::call(call),
         HVM_OP => hvm::call(call),
         MULTICALL => return multicall::call(call),
         _ => Err(Errno::NoSys),

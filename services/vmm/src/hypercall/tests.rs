@@ -6,9 +6,9 @@ use super::*;
 use crate::entry::blank;
 use crate::events::Port;
 use crate::loader::place::special;
-use crate::machine::Wait;
+use crate::machine::{Start, Wait};
 use crate::memory::{Gfn, GuestPhys};
-use crate::testing::{FakePlatform, machine};
+use crate::testing::{FakePlatform, machine, machine_of};
 
 pub(super) const ARGUMENT: u64 = 0x8000;
 const VMMCALL: u64 = 0x81;
@@ -329,18 +329,175 @@ fn poll_waits_until_a_port_or_its_time() {
     assert!(!machine.wakes(&mut vcpu));
     machine.platform.tsc.set(2000);
     assert!(machine.wakes(&mut vcpu));
-    assert_eq!(call(&mut machine, &mut vcpu, 29, [3, ARGUMENT, 0], &[0, 0, 17, 0, 0, 0]).0, -22);
+    let (m, v) = (&mut machine, &mut vcpu);
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &[0, 0, 129, 0, 0, 0]).0, -22, "too many ports");
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &[0x4_0000, 0, 1, 0, 0, 0]).0, -14);
+    m.guest.memory.write(GuestPhys(0x9000), &100_000u32.to_le_bytes()).unwrap();
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &poll).0, -22, "no such port");
+    // No ports: until a time, which is in the past if it is negative.
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &[0, 0, 0, 0, 9000, 0]), (0, Outcome::Wait));
+    assert!(!m.wakes(v));
+    assert_eq!(m.deadline(v), m.guest.clock.tsc(9000));
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &[0, 0, 0, 0, 0, 1 << 31]), (0, Outcome::Wait));
+    assert!(m.wakes(v));
+}
+
+#[test]
+fn a_poll_without_interrupts_is_not_ended_by_one_that_waits_already() {
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    m.guest.callback = Some(0xf3);
+    let port = m.guest.events.bind_ipi(0).unwrap();
+    let other = m.guest.events.bind_ipi(0).unwrap();
+    m.guest.memory.write(GuestPhys(0x9000), &port.0.to_le_bytes()).unwrap();
+    let poll = [0x9000, 0, 1, 0, 0, 0];
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &poll), (0, Outcome::Wait));
+    assert!(!m.wakes(v));
+    m.guest.events.send(other).unwrap();
+    assert!(m.wakes(v), "one that comes ends it");
+    // The guest of these tests has its interrupts off.
+    assert_eq!(call(m, v, 29, [3, ARGUMENT, 0], &poll), (0, Outcome::Wait));
+    assert!(!m.wakes(v));
+    m.guest.events.send(port).unwrap();
+    assert!(m.wakes(v));
 }
 
 #[test]
 fn shutdown_reasons() {
-    let (mut machine, mut vcpu) = machine();
-    let reasons = [EndReason::PowerOff, EndReason::Reboot, EndReason::Suspend, EndReason::Crash];
+    let reasons = [
+        EndReason::PowerOff,
+        EndReason::Reboot,
+        EndReason::Suspend,
+        EndReason::Crash,
+        EndReason::Watchdog,
+        EndReason::SoftReset,
+        EndReason::Crash,
+    ];
     for (n, reason) in reasons.into_iter().enumerate() {
-        let (_, outcome) = call(&mut machine, &mut vcpu, 29, [2, ARGUMENT, 0], &[n as u32]);
+        let (mut machine, mut vcpu) = machine();
+        let (_, outcome) = call(&mut machine, &mut vcpu, 29, [2, ARGUMENT, 0], &[0xabc00 | n as u32]);
         assert!(matches!(outcome, Outcome::End(r, _) if r == reason));
     }
-    assert_eq!(call(&mut machine, &mut vcpu, 29, [2, ARGUMENT, 0], &[6]).0, -22);
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    assert_eq!(call(m, v, 29, [2, 0x4_0000, 0], &[]).0, -14);
+    assert_eq!(call(m, v, 29, [5, 0x4_0000, 0], &[]).0, -14);
+    // The first code that was given counts.
+    assert_eq!(call(m, v, 29, [5, ARGUMENT, 0], &[1]).0, 0);
+    assert_eq!(call(m, v, 29, [5, ARGUMENT, 0], &[3]).0, 0);
+    assert!(matches!(call(m, v, 29, [2, ARGUMENT, 0], &[0]).1, Outcome::End(EndReason::Reboot, _)));
+}
+
+#[test]
+fn what_a_guest_may_not_do_to_domains_and_processors() {
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    for (domid, answer) in [(0, -1), (5, -1), (6, -3), (0x7ff0, -3)] {
+        assert_eq!(call(m, v, 29, [4, ARGUMENT, 0], &[domid, 0]).0, answer, "{domid}");
+    }
+    assert_eq!(call(m, v, 29, [4, 0x4_0000, 0], &[]).0, -14);
+    assert_eq!(call(m, v, 29, [7, 0x4_0000, 0], &[]).0, -1);
+    assert_eq!(call(m, v, 29, [8, ARGUMENT, 0], &[]).0, -38);
+    // Numbers of operations have 32 bits, also for 64-bit callers.
+    assert_eq!(call(m, v, 29, [1 << 32 | 7, 0, 0], &[]).0, -1);
+    assert_eq!(call(m, v, 24, [12, 0, 0], &[]).0, -22);
+    let assist = [([0, 5], 0), ([1, 5], 0), ([2, 5], -38), ([0, 4], -22), ([0, 64], -22), ([9, 9], -22)];
+    for ([command, kind], answer) in assist {
+        assert_eq!(call(m, v, 21, [command, kind, 0], &[]).0, answer, "{command} {kind}");
+    }
+}
+
+#[test]
+fn a_watchdog_that_is_not_set_again_ends_the_guest() {
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    let second = 1_000_000_000;
+    assert_eq!(call(m, v, 29, [6, ARGUMENT, 0], &[1, 5]).0, -22, "not in use");
+    assert_eq!(call(m, v, 29, [6, ARGUMENT, 0], &[3, 5]).0, -22);
+    assert_eq!(call(m, v, 29, [6, ARGUMENT, 0], &[0, 5]).0, 1);
+    assert_eq!(call32(m, v, 29, [6, ARGUMENT, 0], &[0, 7]).0, 2);
+    assert_eq!(call(m, v, 29, [6, ARGUMENT, 0], &[0, 5]).0, -28);
+    assert!((5 * second..5 * second + 100).contains(&m.deadline(v)));
+    m.platform.tsc.set(4 * second);
+    assert_eq!(call(m, v, 29, [6, ARGUMENT, 0], &[1, 5]).0, 0);
+    m.platform.tsc.set(6 * second);
+    assert_eq!(m.watchdog_end(), None);
+    assert_eq!(call(m, v, 29, [6, ARGUMENT, 0], &[2, 0]).0, 0);
+    m.platform.tsc.set(8 * second);
+    assert_eq!(m.watchdog_end(), None, "the second one was stopped");
+    m.platform.tsc.set(9 * second + 100);
+    assert!(matches!(m.watchdog_end(), Some(Outcome::End(EndReason::Watchdog, _))));
+}
+
+#[test]
+fn vcpus_are_initialised_go_up_and_down() {
+    let (mut machine, mut vcpu) = machine_of(2);
+    let (m, v) = (&mut machine, &mut vcpu);
+    let mut op = |operation, id, words: &[u32]| call(m, v, 24, [operation, id, ARGUMENT], words);
+    assert_eq!((op(3, 0, &[]).0, op(3, 1, &[]).0, op(3, 2, &[]).0), (1, 0, -2));
+    assert_eq!(op(1, 1, &[]).0, -22, "nobody said how");
+    let mut context = [0; 32];
+    context[0] = 1;
+    assert_eq!(op(0, 1, &context).0, -22);
+    // 64-bit mode: rip, cr0, cr4, efer.
+    for (n, word) in [(8, 0x1234), (10, 1 << 31 | 1), (12, 0x20), (13, 0x100)] {
+        context[2 + 2 * n] = word;
+    }
+    assert_eq!(op(0, 0, &context).0, -17);
+    assert_eq!(op(0, 1, &context).0, 0);
+    assert_eq!((op(0, 1, &context).0, op(3, 1, &[]).0), (-17, 0));
+    assert_eq!((op(1, 1, &[]).0, op(3, 1, &[]).0), (0, 1));
+    assert_eq!((op(2, 1, &[]).0, op(3, 1, &[]).0), (0, 0));
+    assert_eq!((op(1, 1, &[]).0, op(3, 1, &[]).0), (0, 1));
+    assert_eq!(op(6, 1, &[1_000_000, 0]).0, 0, "another one's periodic timer");
+    assert_eq!((op(8, 1, &[9, 0, 0, 0]).0, op(9, 1, &[]).0), (-22, -22), "another one's timer");
+    assert_eq!(op(2, 0, &[]), (0, Outcome::Wait));
+    let other = machine.parked.get_mut(1).unwrap();
+    assert!(matches!(&other.start, Some(Start::State(state)) if state.rip == 0x1234));
+    other.start = None;
+    other.wait = Wait::None;
+    let (_, outcome) = call(&mut machine, &mut vcpu, 24, [2, 1, 0], &[]);
+    assert!(matches!(outcome, Outcome::End(EndReason::PowerOff, _)), "the last one");
+}
+
+#[test]
+fn timers_of_all_kinds() {
+    let (mut machine, mut vcpu) = machine();
+    let (m, v) = (&mut machine, &mut vcpu);
+    m.platform.tsc.set(1_000_000);
+    let port = m.guest.events.bind_virq(0, 0).unwrap();
+    let pending = |m: &mut Machine<FakePlatform>| {
+        let is_pending = m.guest.events.is_pending(port);
+        m.guest.special(0).unwrap().set_u64(0x800, 0);
+        is_pending
+    };
+    // One that must be in the future, and is not.
+    assert_eq!(call(m, v, 24, [8, 0, ARGUMENT], &[7, 0, 1, 0]).0, -62);
+    assert!(!pending(m));
+    assert_eq!(call32(m, v, 24, [8, 0, ARGUMENT], &[7, 0, 0, 9]).0, 0);
+    assert!(pending(m) && v.timer == 0);
+    // Far away, or negative: a mistake, which 100 ms make up for.
+    for far in [1 << 60, u64::MAX] {
+        assert_eq!(call(m, v, 15, [far, 0, 0], &[]).0, 0);
+        assert!((101_000_000..101_000_200).contains(&m.deadline(v)), "{}", m.deadline(v));
+    }
+    assert_eq!(call(m, v, 24, [9, 0, 0], &[]).0, 0);
+    assert_eq!((m.deadline(v), pending(m)), (0, false));
+    // Periodic.
+    assert_eq!(call(m, v, 24, [7, 0, 0], &[]).0, -38, "as Linux is to find it");
+    assert_eq!(call(m, v, 24, [6, 0, ARGUMENT], &[999_999, 0]).0, -22);
+    assert_eq!(call(m, v, 24, [6, 0, ARGUMENT], &[0, 1 << 30]).0, -22);
+    assert_eq!(call(m, v, 24, [6, 0, ARGUMENT], &[2_000_000, 0]).0, 0);
+    m.tick(v);
+    assert!(pending(m), "the first one at once");
+    for now in [2_999_000, 3_100_000, 3_200_000, 9_000_000] {
+        m.platform.tsc.set(now);
+        m.tick(v);
+        assert_eq!(pending(m), now == 3_100_000 || now == 9_000_000, "{now}");
+    }
+    assert!(m.deadline(v) >= 11_000_000);
+    assert_eq!(call(m, v, 24, [7, 0, 0], &[]).0, 0);
+    assert_eq!(m.deadline(v), 0);
 }
 
 #[test]
