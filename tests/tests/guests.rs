@@ -34,13 +34,11 @@ const fn mode(name: &'static str) -> Mode {
 
 /// All modes. A new one is a line here.
 const MODES: &[Mode] = &[
+    mode("apic"),
     mode("callers"),
-    Mode {
-        name: "events",
-        memory_mib: 16,
-        more: "vcpus = 2
-",
-    },
+    Mode { more: "vcpus = 2\n", ..mode("events") },
+    mode("mmio"),
+    Mode { more: "vcpus = 3\n", ..mode("processors") },
     mode("selftest"),
 ];
 

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::ops::Range;
 
 use proto::channel::{ChannelInfo, Protocol, Side};
 use proto::cpuid::Narrowing;
@@ -16,6 +17,8 @@ use crate::vcpus::Parked;
 
 /// Pages of RAM that the fake machine has.
 pub const RAM_PAGES: usize = 64;
+/// Pages that [`Platform::map_ram`] maps at once.
+const REGION: u64 = 16;
 
 /// A platform whose clock stands still until it is set, at 1 GHz.
 #[derive(Debug, Default)]
@@ -26,8 +29,8 @@ pub struct FakePlatform {
     pub cpu_time: Cell<u64>,
     /// What is mapped.
     pub mapped: Vec<(usize, Gfn)>,
-    /// RAM that was put back.
-    pub restored: Vec<Gfn>,
+    /// RAM that was taken out of the VM, by page.
+    pub unmapped: Vec<u64>,
 }
 
 impl Platform for FakePlatform {
@@ -48,9 +51,15 @@ impl Platform for FakePlatform {
         assert_eq!(self.mapped.len() + 1, before);
         Ok(())
     }
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed> {
-        self.restored.push(gfn);
-        Ok(())
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64) {
+        let pages = gfn.0..gfn.0 + count;
+        self.unmapped.retain(|page| !pages.contains(page));
+        self.unmapped.extend(pages);
+    }
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed> {
+        let region = gfn.0 & !(REGION - 1)..(gfn.0 & !(REGION - 1)) + REGION;
+        self.unmapped.retain(|page| !region.contains(page));
+        Ok(region)
     }
 }
 
