@@ -51,6 +51,7 @@ const MODES: &[Mode] = &[
     mode("hypercalls-memory"),
     mode("hypercalls-refused"),
     mode("hypercalls-version"),
+    Mode { more: "vcpus = 2\n", ..mode("events") },
     mode("mmio"),
     mode("msr-table"),
     Mode { more: "vcpus = 3\n", ..mode("processors") },

@@ -25,6 +25,7 @@ mod check;
 mod cpu_state;
 mod cpu_tables;
 mod devices;
+mod events;
 mod exits;
 mod hostile;
 mod hypercalls;

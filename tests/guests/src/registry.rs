@@ -21,6 +21,7 @@ pub const MODES: &[(&str, Mode)] = &[
     ("hypercalls-memory", crate::hypercalls::memory),
     ("hypercalls-refused", crate::hypercalls::refused),
     ("hypercalls-version", crate::hypercalls::version),
+    ("events", crate::events::run),
     ("mmio", crate::mmio::run),
     ("msr-table", crate::cpu_tables::msrs),
     ("processors", crate::processors::run),

@@ -30,6 +30,8 @@ pub mod errno {
     pub const ENOENT: i64 = -2;
     /// No such domain.
     pub const ESRCH: i64 = -3;
+    /// Permission denied.
+    pub const EACCES: i64 = -13;
     /// A bad address.
     pub const EFAULT: i64 = -14;
     /// In use.
