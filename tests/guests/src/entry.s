@@ -1,5 +1,5 @@
 # PVH entry: 32-bit protected mode without paging, ebx = start information.
-# Maps guest-physical 0..4 GiB to itself, for CPL 3 too, switches to long mode and calls main(start information).
+# Maps guest-physical 0..4 GiB to itself, switches to long mode and calls main(start information).
 
     .section .note.Xen, "a", @note
     .balign 4
@@ -33,7 +33,7 @@ entry32:
     decl %ecx
     jnz 2b
     movl $pointers, %eax
-    orl $7, %eax
+    orl $3, %eax                    # for CPL 3 only where traps::user adds the bit
     movl %eax, top
     movl $top, %eax
     movl %eax, %cr3
