@@ -75,7 +75,8 @@ fn minimal_config(class: Class, dir: &Path) -> ConfigFile {
 /// A text in the console, whatever comes before.
 fn expect(guest: &mut Guest<'_>, text: &str) {
     let pattern = Regex::new(&regex::escape(text)).unwrap_or_else(|error| panic!("{error}"));
-    must(guest.expect(&pattern, SHORT));
+    // All guests boot at the same time, on one processor.
+    must(guest.expect(&pattern, BOOT));
 }
 
 /// Console, disk and network of a guest whose shell is ready.
