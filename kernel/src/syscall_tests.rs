@@ -74,7 +74,15 @@ fn slots_that_are_empty_out_of_range_or_of_another_type_are_refused() {
     assert_eq!(refused(machine_reset(t, EVENT)), Error::WrongType);
     assert_eq!(refused(cap_read(t, EVENT, Field::CpuTime as u64)), Error::WrongType);
     assert_eq!(refused(cap_read(t, EVENT, 999)), Error::BadArgument);
+    assert_eq!(refused(cap_read(t, 0, Field::Rip as u64)), Error::BadSlot);
     assert_eq!(refused(system_info(999)), Error::BadArgument);
+}
+
+#[test]
+fn a_thread_may_read_how_long_it_ran() {
+    let w = populated();
+    let first = done(cap_read(w.thread, 0, Field::CpuTime as u64));
+    assert!(done(cap_read(w.thread, 0, Field::CpuTime as u64)) > first);
 }
 
 #[test]

@@ -71,7 +71,8 @@ numbered! {
         ThreadSuspend = 12,
         /// `(thread, priority, weight, cap_permille)`: scheduling parameters; cap 0 means none.
         ThreadSchedule = 13,
-        /// `(slot, field) -> value`: reads a fact about the object, see [`Field`].
+        /// `(slot, field) -> value`: reads a fact about the object, see [`Field`]. Slot 0 is the calling thread, of
+        /// which it may read [`Field::CpuTime`].
         CapRead = 14,
         /// `(frames[2], dst)`: makes a VM with an empty guest-physical address space.
         VmCreate = 15,
@@ -458,7 +459,7 @@ pub mod gpr {
 
 /// Groups of [`VcpuState`] fields, for [`VcpuState::load`] and [`VcpuState::store`].
 pub mod groups {
-    /// `cr0`, `cr2`, `cr3`, `cr4`, `efer`, `dr6`, `dr7` (the kernel stores the first five at every exit anyway).
+    /// `cr0`, `cr2`, `cr3`, `cr4`, `efer`, which the kernel stores at every exit.
     pub const CONTROL: u32 = 1;
     /// `segments`.
     pub const SEGMENTS: u32 = 2;
@@ -466,8 +467,12 @@ pub mod groups {
     pub const MSRS: u32 = 4;
     /// `tsc_offset` (load only).
     pub const TSC: u32 = 8;
+    /// `debug`, `dr7` (load only: the guest's writes are exits).
+    pub const DEBUG: u32 = 16;
+    /// `dr6`.
+    pub const DR6: u32 = 32;
     /// Everything.
-    pub const ALL: u32 = 15;
+    pub const ALL: u32 = 63;
 }
 
 /// A segment register as SVM keeps it: `attributes` is the descriptor's bits 40-47 and 52-55 squeezed
@@ -574,6 +579,8 @@ pub struct VcpuState {
     pub pat: u64,
     /// Added to the TSC when the guest reads it.
     pub tsc_offset: u64,
+    /// DR0 to DR3. The guest reads them from the processor; its writes, and those of DR7, are exits.
+    pub debug: [u64; 4],
 }
 
 const _: () = assert!(size_of::<VcpuState>() <= PAGE_SIZE as usize);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::{ChannelKind, Protocol};
 use crate::counters;
+use crate::cpuid::Narrowing;
 use crate::text::{List, Text};
 
 /// The protocol.
@@ -88,6 +89,8 @@ pub struct GuestSpec {
     pub ramdisk: Text<64>,
     /// Kernel command line.
     pub cmdline: Text<2048>,
+    /// What it does not see of the processor.
+    pub cpuid: Narrowing,
     /// Disks.
     pub disks: List<DiskSpec, DISKS_MAX>,
     /// Network interfaces.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::abi::Slot;
 use crate::channel::Region;
+use crate::cpuid::Narrowing;
 use crate::text::{List, Text};
 
 /// Most virtual CPUs of a guest.
@@ -44,6 +45,8 @@ pub struct GuestInfo {
     pub ramdisk: Region,
     /// Kernel command line.
     pub cmdline: Text<2048>,
+    /// What it does not see of the processor.
+    pub cpuid: Narrowing,
     /// Nanoseconds since 1970 when the TSC was 0.
     pub wall_clock_base_ns: u64,
     /// Disks: device number and channel (in `DomainInfo::channels`).

@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod channel;
 pub mod console;
 pub mod counters;
+pub mod cpuid;
 pub mod guest;
 pub mod manifest;
 pub mod net;

@@ -29,6 +29,59 @@ pub enum Action {
     Run(Box<RunArgs>),
     /// Measure under -icount and print the figures.
     Bench(BenchArgs),
+    /// Make a disk image with a whole operating system, which GRUB boots.
+    #[command(subcommand)]
+    MakeGuest(System),
+}
+
+/// Operating systems.
+#[derive(Debug, Subcommand)]
+pub enum System {
+    /// Debian, by debootstrap. Needs root.
+    Debian(DebianArgs),
+}
+
+/// Options of `make-guest debian`.
+#[derive(Debug, Args)]
+pub struct DebianArgs {
+    /// The image; GRUB and the guest's configuration are written beside it. By default target/guest/whole/debian.img.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace an image that exists.
+    #[arg(long)]
+    pub force: bool,
+    /// Size of the disk, with M or G.
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
+    pub size: u64,
+    /// Debian's release.
+    #[arg(long, value_name = "NAME", default_value = "bookworm")]
+    pub suite: String,
+    /// Where the packages come from.
+    #[arg(long, value_name = "URL", default_value = "http://deb.debian.org/debian")]
+    pub mirror: String,
+    /// A further package to install. May be repeated.
+    #[arg(long = "package", value_name = "NAME")]
+    pub packages: Vec<String>,
+    /// Name of the system.
+    #[arg(long, value_name = "NAME", default_value = "debian")]
+    pub hostname: String,
+    /// Root's password, for the console; without it one is made up and shown.
+    #[arg(long, value_name = "PASSWORD")]
+    pub root_password: Option<String>,
+    /// A public key with which root may log in by ssh. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub ssh_key: Vec<PathBuf>,
+}
+
+/// Bytes of a size such as 4G.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['M', 'G']) {
+        Some(digits) if text.ends_with('M') => (digits, 1u64 << 20),
+        Some(digits) => (digits, 1 << 30),
+        None => return Err("a number and M or G, as 4G".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a number and M or G, as 4G".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "too much".to_owned())
 }
 
 /// Size of a trace's ring if none is given, as `xl trace start` has it.
@@ -157,6 +210,19 @@ mod tests {
         };
         assert_eq!(bench.names, ["paths", "round-trip"]);
         assert!(bench.json.is_some() && bench.baseline.is_some());
+        let words = "qemu-runner make-guest debian --output a.img --size 8G --suite trixie --ssh-key k.pub --package vim";
+        let Some(Action::MakeGuest(System::Debian(debian))) =
+            Cli::try_parse_from(words.split_whitespace()).unwrap().command
+        else {
+            panic!("not make-guest")
+        };
+        assert_eq!(
+            (debian.size, debian.suite.as_str(), debian.hostname.as_str()),
+            (8 << 30, "trixie", "debian")
+        );
+        assert!(debian.root_password.is_none() && !debian.force);
+        assert_eq!((size("64M"), size("4096"), size("G")), (Ok(64 << 20), size("x"), size("")));
+        assert!(size("99999999999G").is_err());
         assert!(Cli::try_parse_from(["qemu-runner"]).unwrap().command.is_none());
         assert!(Cli::try_parse_from(["qemu-runner", "run", "--guest", "a", "--kernel", "b"]).is_err());
     }

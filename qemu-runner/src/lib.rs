@@ -11,6 +11,7 @@ pub mod cli;
 pub mod guest;
 pub mod host;
 pub mod machine;
+pub mod make_guest;
 pub mod plan;
 pub mod qemu;
 pub mod run;

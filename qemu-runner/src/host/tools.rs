@@ -1,4 +1,4 @@
-//! QEMU and e2fsprogs: found in the path, or installed from the distribution's packages.
+//! Programs of the host, such as QEMU: found in the path, or installed from the distribution's packages.
 
 use std::path::PathBuf;
 
@@ -24,6 +24,10 @@ pub const QEMU: Tool =
 /// Makes ext4 images.
 pub const MKE2FS: Tool =
     Tool { program: "mke2fs", package: "e2fsprogs", purpose: "makes the default guest's root disk" };
+
+/// Installs Debian into a folder.
+pub const DEBOOTSTRAP: Tool =
+    Tool { program: "debootstrap", package: "debootstrap", purpose: "installs Debian into a folder" };
 
 /// Finds a tool, or installs it where that is allowed.
 ///

@@ -638,6 +638,7 @@ pub fn spec(name: &str, memory_kib: u64) -> GuestSpec {
         kernel: Text::truncated("kernel"),
         ramdisk: Text::new(),
         cmdline: Text::truncated("console=hvc0"),
+        cpuid: Default::default(),
         disks: List::new(),
         vifs: List::new(),
     }

@@ -125,6 +125,7 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
             kernel,
             ramdisk,
             cmdline: spec.cmdline.clone(),
+            cpuid: spec.cpuid,
             wall_clock_base_ns: self.wall_clock_base_ns,
             disks: List::new(),
             vifs: List::new(),

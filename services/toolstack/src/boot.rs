@@ -118,6 +118,7 @@ impl BootConfig {
             ramdisk,
             cmdline: Text::try_from(guest.cmdline.value.as_str())
                 .map_err(|_| self.too_long("command line"))?,
+            cpuid: guest.cpuid,
             disks,
             vifs,
         }))

@@ -21,6 +21,7 @@ pub struct Clock {
     mul: u32,
     shift: i8,
     ticks_per_ns: u64,
+    khz: u64,
 }
 
 impl Clock {
@@ -40,7 +41,8 @@ impl Clock {
         }
         let mul = u32::try_from((SECOND_NS << 32) / hz).unwrap_or(u32::MAX);
         let ticks_per_ns = (u128::from(khz) << INVERSE_BITS) / 1_000_000;
-        Self { start, mul, shift, ticks_per_ns: u64::try_from(ticks_per_ns).unwrap_or(u64::MAX) }
+        let ticks_per_ns = u64::try_from(ticks_per_ns).unwrap_or(u64::MAX);
+        Self { start, mul, shift, ticks_per_ns, khz }
     }
 
     /// System time at TSC `tsc`.
@@ -49,6 +51,17 @@ impl Clock {
         let delta = tsc.saturating_sub(self.start);
         let scaled = if self.shift < 0 { delta >> -self.shift } else { delta << self.shift };
         ((u128::from(scaled) * u128::from(self.mul)) >> 32) as u64
+    }
+
+    /// Ticks in a millisecond.
+    #[inline]
+    pub fn khz(&self) -> u64 {
+        self.khz
+    }
+
+    /// How long `ticks` are.
+    pub fn span_ns(&self, ticks: u64) -> u64 {
+        self.ns(self.start.saturating_add(ticks))
     }
 
     /// A TSC at which system time is at least `ns`, late by a few ticks at most in any sensible future.

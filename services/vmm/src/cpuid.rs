@@ -1,9 +1,9 @@
 //! What the guest's CPUID says: the host's answers through masks, and Xen's own leaves.
 //!
-//! A feature is shown only if both the host has it and the mask names it, so that a newer processor never
-//! shows something that nobody thought about. Hidden on purpose: SVM, MONITOR (no nested use), XSAVE and
-//! AVX (its state is not switched), RDTSCP and RDPID (TSC_AUX is not switched), MCE/MCA and MTRR (no MSRs
-//! behind them), PCID, LA57. Sources: AMD64 APM vol. 3, appendix E; Xen public/arch-x86/cpuid.h.
+//! A feature is shown only if the table [`proto::cpuid`] offers it and the guest's configuration does not hide it.
+//! Sources: AMD64 APM vol. 3, appendix E; Xen public/arch-x86/cpuid.h.
+
+use proto::cpuid::{self, Narrowing, WORDS, Word};
 
 /// Registers of one leaf: eax, ebx, ecx, edx.
 pub type Leaf = [u32; 4];
@@ -18,35 +18,8 @@ const BASIC_MAX: u32 = 7;
 const EXTENDED_BASE: u32 = 0x8000_0000;
 const EXTENDED_MAX: u32 = 0x8000_0008;
 
-/// Bits `list` as a word.
-const fn bits(list: &[u32]) -> u32 {
-    let mut word = 0;
-    let mut n = 0;
-    while n < list.len() {
-        word |= 1 << list[n];
-        n += 1;
-    }
-    word
-}
-
-/// Leaf 1 ecx: SSE3, PCLMULQDQ, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, RDRAND.
-const LEAF1_ECX: u32 = bits(&[0, 1, 9, 13, 19, 20, 22, 23, 25, 30]);
-/// x2APIC and "under a hypervisor" are ours to say.
-const LEAF1_ECX_SET: u32 = bits(&[21, 31]);
-/// FPU, VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE, SSE2.
-const LEAF1_EDX: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
-/// The local APIC is emulated: always there.
-const LEAF1_EDX_SET: u32 = bits(&[9]);
-/// FSGSBASE, SMEP, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
-const LEAF7_EBX: u32 = bits(&[0, 7, 9, 18, 19, 20, 23, 24, 29]);
-/// UMIP.
-const LEAF7_ECX: u32 = bits(&[2]);
-/// LAHF, ABM, SSE4A, misaligned SSE, 3DNow prefetch.
-const EXT1_ECX: u32 = bits(&[0, 5, 6, 7, 8]);
-/// As leaf 1 where the bits repeat, and SYSCALL, NX, MMX extensions, 1 GiB pages, long mode.
-const EXT1_EDX: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 22, 23, 24, 26, 29]);
-/// Invariant TSC.
-const EXT7_EDX: u32 = bits(&[8]);
+/// Bits of leaf 0x80000001 edx that say the same as in leaf 1.
+const REPEATED: u32 = 0x0183_f3ff;
 
 /// What the policy depends on besides the host.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +28,8 @@ pub struct Guest {
     pub domid: u32,
     /// TSC frequency as the guest sees it.
     pub tsc_khz: u32,
+    /// What its configuration hides.
+    pub narrowing: Narrowing,
 }
 
 /// Leaves that are kept of each of the three ranges.
@@ -91,6 +66,7 @@ fn place(leaf: u32) -> Option<usize> {
 impl Cpuid {
     /// The policy over a host whose CPUID `host` answers.
     pub fn new(host: impl Fn(u32, u32) -> Leaf, guest: Guest) -> Self {
+        let features = Features::new(&host, &guest.narrowing);
         let [host_max, ..] = host(0, 0);
         let [extended_max, ..] = host(EXTENDED_BASE, 0);
         let mut leaves = [[0; 4]; 3 * KEPT];
@@ -100,10 +76,10 @@ impl Cpuid {
             }
         };
         for leaf in 0..=BASIC_MAX.min(host_max) {
-            keep(leaf, basic(leaf, host(leaf, 0), host_max));
+            keep(leaf, basic(leaf, host(leaf, 0), host_max, &features));
         }
         for leaf in EXTENDED_BASE..=EXTENDED_MAX.min(extended_max) {
-            keep(leaf, extended(leaf, host(leaf, 0), extended_max));
+            keep(leaf, extended(leaf, host(leaf, 0), extended_max, &features));
         }
         for leaf in 0..=4 {
             keep(XEN_BASE + leaf, xen(leaf, guest));
@@ -143,33 +119,71 @@ fn xen(leaf: u32, guest: Guest) -> Leaf {
     }
 }
 
-fn basic(leaf: u32, host: Leaf, host_max: u32) -> Leaf {
-    let [eax, ebx, ecx, edx] = host;
+/// The features that the guest sees.
+#[derive(Debug)]
+struct Features([u32; WORDS]);
+
+impl Features {
+    fn new(host: &impl Fn(u32, u32) -> Leaf, narrowing: &Narrowing) -> Self {
+        let offered = offered(host);
+        Self(core::array::from_fn(|n| offered[n] & !narrowing.hidden[n]))
+    }
+
+    fn get(&self, word: Word) -> u32 {
+        self.0[word as usize]
+    }
+}
+
+/// The features that a guest on this processor may see.
+fn offered(host: &impl Fn(u32, u32) -> Leaf) -> [u32; WORDS] {
+    core::array::from_fn(|n| {
+        let (leaf, register) = Word::ALL[n].place();
+        let [max, ..] = host(leaf & EXTENDED_BASE, 0);
+        let has = if leaf <= max { host(leaf, 0)[register] } else { 0 };
+        has & cpuid::HOST[n] | cpuid::ALWAYS[n]
+    })
+}
+
+/// The first feature that the configuration asks for and that guests on this processor do not see: leaf, register
+/// and bit.
+pub fn missing(host: impl Fn(u32, u32) -> Leaf, narrowing: &Narrowing) -> Option<(u32, &'static str, u32)> {
+    let offered = offered(&host);
+    Word::ALL.into_iter().zip(narrowing.required).find_map(|(word, required)| {
+        let lacks = required & !offered[word as usize];
+        let (leaf, register) = word.place();
+        let register = ["eax", "ebx", "ecx", "edx"].get(register)?;
+        (lacks != 0).then_some((leaf, *register, lacks.trailing_zeros()))
+    })
+}
+
+fn basic(leaf: u32, host: Leaf, host_max: u32, features: &Features) -> Leaf {
+    let [eax, ebx, ..] = host;
     match leaf {
         // "AuthenticAMD": Linux picks VMMCALL by the vendor.
         0 => [BASIC_MAX.min(host_max), 0x6874_7541, 0x444d_4163, 0x6974_6e65],
-        1 => [
-            eax,
-            // CLFLUSH line size; one logical processor.
-            ebx & 0x0000_ff00 | 1 << 16,
-            ecx & LEAF1_ECX | LEAF1_ECX_SET,
-            edx & LEAF1_EDX | LEAF1_EDX_SET,
-        ],
-        7 => [0, ebx & LEAF7_EBX, ecx & LEAF7_ECX, 0],
+        // CLFLUSH line size; one logical processor.
+        1 => {
+            let ebx = ebx & 0x0000_ff00 | 1 << 16;
+            [eax, ebx, features.get(Word::Basic1Ecx), features.get(Word::Basic1Edx)]
+        }
+        7 => [0, features.get(Word::Basic7Ebx), features.get(Word::Basic7Ecx), features.get(Word::Basic7Edx)],
         _ => [0; 4],
     }
 }
 
-fn extended(leaf: u32, host: Leaf, host_max: u32) -> Leaf {
-    let [eax, ebx, ecx, edx] = host;
+fn extended(leaf: u32, host: Leaf, host_max: u32, features: &Features) -> Leaf {
+    let [eax, ebx, ..] = host;
     match leaf - EXTENDED_BASE {
         0 => [EXTENDED_MAX.min(host_max), 0x6874_7541, 0x444d_4163, 0x6974_6e65],
-        1 => [eax, ebx, ecx & EXT1_ECX, edx & EXT1_EDX | LEAF1_EDX_SET],
+        1 => {
+            let repeated = features.get(Word::Basic1Edx) & REPEATED;
+            [eax, ebx, features.get(Word::Extended1Ecx), features.get(Word::Extended1Edx) | repeated]
+        }
         // Name, caches.
         2..=6 => host,
-        7 => [0, 0, 0, EXT7_EDX],
+        7 => [0, 0, 0, features.get(Word::Extended7Edx)],
         // Address sizes: the guest gets no more than frames can be mapped at, and 48-bit linear addresses.
-        8 => [(eax & 0xff).min(40) | 48 << 8, 0, 0, 0],
+        8 => [(eax & 0xff).min(40) | 48 << 8, features.get(Word::Extended8Ebx), 0, 0],
         _ => [0; 4],
     }
 }
@@ -189,7 +203,7 @@ mod tests {
     }
 
     fn policy() -> Cpuid {
-        Cpuid::new(all_ones, Guest { domid: 5, tsc_khz: 2_000_000 })
+        Cpuid::new(all_ones, Guest { domid: 5, tsc_khz: 2_000_000, narrowing: Narrowing::default() })
     }
 
     #[test]
@@ -219,10 +233,43 @@ mod tests {
     fn nothing_appears_that_the_host_lacks_but_what_is_emulated() {
         let policy = Cpuid::new(
             |leaf, _| if leaf & 0xffff == 0 { [leaf + 8, 0, 0, 0] } else { [0; 4] },
-            Guest { domid: 1, tsc_khz: 1 },
+            Guest { domid: 1, tsc_khz: 1, narrowing: Narrowing::default() },
         );
         assert_eq!(policy.answer(1, 0, 0, 0), [0, 1 << 16, 1 << 21 | 1 << 31, 1 << 9]);
         assert_eq!(policy.answer(0x8000_0007, 0, 0, 0), [0, 0, 0, 1 << 8]);
+    }
+
+    #[test]
+    fn a_narrowed_guest_sees_less_and_nothing_else() {
+        let mut narrowing = Narrowing::default();
+        for name in ["sse4_2", "fpu", "rdrand", "smep", "nx", "invtsc", "x2apic", "avx"] {
+            let feature = cpuid::find(name).unwrap();
+            narrowing.hidden[feature.word as usize] |= 1 << feature.bit;
+        }
+        let narrow = Cpuid::new(all_ones, Guest { domid: 5, tsc_khz: 2_000_000, narrowing });
+        let difference = |leaf| -> Leaf {
+            let (all, some) = (policy().answer(leaf, 0, 0, 0), narrow.answer(leaf, 0, 0, 0));
+            core::array::from_fn(|n| all[n] ^ some[n])
+        };
+        assert_eq!(difference(1), [0, 0, 1 << 20 | 1 << 30 | 1 << 21, 1]);
+        assert_eq!(difference(7), [0, 1 << 7, 0, 0]);
+        assert_eq!(difference(0x8000_0001), [0, 0, 0, 1 << 20 | 1], "and what repeats leaf 1");
+        assert_eq!(difference(0x8000_0007), [0, 0, 0, 1 << 8]);
+        assert_eq!((difference(0), difference(8), difference(0x8000_0008)), ([0; 4], [0; 4], [0; 4]));
+    }
+
+    #[test]
+    fn what_a_guest_needs_and_the_processor_lacks_is_named() {
+        let mut narrowing = Narrowing::default();
+        narrowing.required[Word::Basic7Ebx as usize] = 1 << 29 | 1 << 7;
+        assert_eq!(missing(all_ones, &narrowing), None);
+        let without_sha = |leaf, subleaf| match all_ones(leaf, subleaf) {
+            [a, b, c, d] if leaf == 7 => [a, b & !(1 << 29), c, d],
+            other => other,
+        };
+        assert_eq!(missing(without_sha, &narrowing), Some((7, "ebx", 29)));
+        let old = |leaf, _| if leaf == 0 { [1, 0, 0, 0] } else { [!0; 4] };
+        assert_eq!(missing(old, &narrowing), Some((7, "ebx", 7)), "leaf 7 does not exist");
     }
 
     #[test]

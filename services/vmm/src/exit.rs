@@ -1,10 +1,28 @@
 //! VM exits: what the guest did that the processor does not do by itself.
 //!
-//! Nothing a guest does ends in anything but an effect on that guest. Exits that make no sense end it
-//! with a sentence. Instruction lengths are measured, because the processor does not report them
-//! everywhere. Source: AMD64 APM vol. 2, appendix C (exit codes).
+//! Nothing a guest does ends in anything but an effect on that guest. Instruction lengths are measured, because
+//! the processor does not report them everywhere. What the kernel intercepts, and what follows:
+//!
+//! | exit | what the guest gets | why |
+//! |---|---|---|
+//! | DR0-DR3, DR7 written | it is done: [`crate::debug`] | QEMU would keep the breakpoints for everybody |
+//! | #DB, #AC | the same exception | intercepted for the processor's sake, see the kernel's `vmcb.rs` |
+//! | INTR, NMI, SMI, INIT | nothing | the machine's; the kernel's matter |
+//! | RDPMC | #GP | no counters are shown |
+//! | CPUID, MSR, IOIO, VMMCALL, NPF | [`crate::cpuid`], [`crate::msr`], [`crate::ports`], [`hypercall`], below | |
+//! | INVD, WBINVD | nothing | caches are coherent for a guest without devices of its own |
+//! | PAUSE | its turn is over | |
+//! | HLT | waits for an interrupt; with interrupts off the vCPU is down | as Xen's hvm_vcpu_down |
+//! | INVLPGA, VMRUN to SKINIT, MONITOR, MWAIT, XSETBV, RDPRU | #UD | CPUID shows none of their features |
+//! | SHUTDOWN | the guest ends | triple fault |
+//! | INVALID | #GP; the same again 64 times: the guest ends | QEMU's answer to a reserved CR bit |
+//! | all others | the guest ends | the kernel does not ask for them |
+//!
+//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, IRET, PUSHF, INVLPG, CR accesses, task
+//! switches, ICEBP, FERR_FREEZE: what they change is in the VMCB, and an interrupt ends what takes long.
+//! Source: AMD64 APM vol. 2, appendix C (exit codes), chapter 15.
 
-use proto::abi::{INTERRUPT_PENDING, VcpuState, gpr};
+use proto::abi::{INTERRUPT_PENDING, VcpuState, gpr, groups, seg};
 use proto::counters as count;
 use proto::toolstack::EndReason;
 use rt::counters;
@@ -12,9 +30,14 @@ use rt::counters;
 use crate::hypercall::{self, Done};
 use crate::inject;
 use crate::machine::{Machine, Outcome, Platform, Vcpu, Wait, sentence};
+use crate::memory::PAGE;
 use crate::ports::IoDone;
 use crate::walk::{Access, Paging};
 
+const DR_WRITE_FIRST: u32 = 0x30;
+const DR_WRITE_LAST: u32 = 0x37;
+const DEBUG: u32 = 0x41;
+const ALIGNMENT_CHECK: u32 = 0x51;
 const INTR: u32 = 0x60;
 const NMI: u32 = 0x61;
 const SMI: u32 = 0x62;
@@ -34,17 +57,18 @@ const VMLOAD: u32 = 0x82;
 const SKINIT: u32 = 0x86;
 const WBINVD: u32 = 0x89;
 const MONITOR: u32 = 0x8a;
-const XSETBV: u32 = 0x8d;
+const RDPRU: u32 = 0x8e;
 const NPF: u32 = 0x400;
 const INVALID: u32 = 0xffff_ffff;
 
 const RFLAGS_IF: u64 = 1 << 9;
 /// An instruction is at most this long.
 const INSTRUCTION_MAX: usize = 15;
+/// So often the same state may be invalid: a guest may try the same bad write in a loop, but not for ever.
+const INVALID_MAX: u32 = 64;
 const HLT_OPCODE: u8 = 0xf4;
-/// CS attributes L and D.
-const CODE_64: u32 = 1 << 9;
-const CODE_32: u32 = 1 << 10;
+/// CS attribute L.
+pub(crate) const CODE_64: u32 = 1 << 9;
 
 impl<P: Platform> Machine<P> {
     /// Handles the exit in `state`. What guests do often is decided here, the rest out of the way.
@@ -53,19 +77,22 @@ impl<P: Platform> Machine<P> {
         if vcpu.offered.is_some() || inject::is_valid(state.exit_int_info) {
             self.take_events(vcpu, state);
         }
-        let was_invalid = core::mem::take(&mut vcpu.was_invalid);
+        if state.cs_attributes & CODE_64 == 0 && self.lacks_segments(vcpu, state) {
+            return Outcome::Run;
+        }
+        let invalid = core::mem::take(&mut vcpu.invalid.0);
         match state.exit_code as u32 {
             VMMCALL => return self.vmmcall(vcpu, state),
             CPUID => self.cpuid(vcpu, state),
             IOIO if self.plain_io(state) => counters::inc(count::EXIT_IOIO),
             HLT => return self.halt(vcpu, state),
-            _ => return self.rare_exit(vcpu, state, was_invalid),
+            _ => return self.rare_exit(vcpu, state, invalid),
         }
         Outcome::Run
     }
 
     #[inline(never)]
-    fn rare_exit(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, was_invalid: bool) -> Outcome {
+    fn rare_exit(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, invalid: u32) -> Outcome {
         // Whatever it is may change what can be injected.
         vcpu.has_news = true;
         let code = state.exit_code as u32;
@@ -88,21 +115,21 @@ impl<P: Platform> Machine<P> {
                 }
             },
             INTR | NMI | SMI | VINTR => {}
-            // Caches are coherent for a guest without devices of its own.
             INVD | WBINVD => self.skip(vcpu, state, 2),
             PAUSE => {
                 self.skip(vcpu, state, 2);
                 return Outcome::Yield;
             }
-            // Neither SVM nor MONITOR nor XSAVE is shown to the guest.
-            VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=XSETBV => inject::invalid_opcode(state),
-            // There are no counters.
+            DR_WRITE_FIRST..=DR_WRITE_LAST => self.write_debug_register(vcpu, state),
+            DEBUG => inject::debug(state),
+            ALIGNMENT_CHECK => inject::alignment_check(state),
+            VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=RDPRU => inject::invalid_opcode(state),
             RDPMC => inject::general_protection(state),
             NPF => return nested_fault(state),
             SHUTDOWN => {
                 return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
             }
-            INVALID => return invalid_state(vcpu, state, was_invalid),
+            INVALID => return invalid_state(vcpu, state, invalid),
             _ => return crash(format_args!("unexpected exit {code:#x}, rip {:#x}", state.rip)),
         }
         Outcome::Run
@@ -140,6 +167,7 @@ impl<P: Platform> Machine<P> {
     /// [is not settled](Self::is_settled).
     pub fn prepare_entry(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
         self.tick(vcpu);
+        self.account_entry(vcpu, || Paging::of(state));
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
@@ -173,7 +201,8 @@ impl<P: Platform> Machine<P> {
                 self.skip(vcpu, state, 3);
                 Outcome::Run
             }
-            Done::Again(_) => Outcome::Run,
+            Done::Again(_) | Done::AgainFrom(_) => Outcome::Run,
+            Done::AgainAfter(_, outcome) => outcome,
             Done::Then(outcome) => {
                 self.skip(vcpu, state, 3);
                 outcome
@@ -182,15 +211,16 @@ impl<P: Platform> Machine<P> {
     }
 
     fn halt(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) -> Outcome {
-        // With the only vCPU halted for good the guest is off: Linux without ACPI ends like this.
-        if state.rflags & RFLAGS_IF == 0 {
-            return Outcome::End(
-                EndReason::PowerOff,
-                sentence(format_args!("the guest halted all its CPUs")),
-            );
-        }
         counters::inc(count::EXIT_HLT);
+        // With all vCPUs halted for good the guest is off: Linux without ACPI ends like this.
         self.skip(vcpu, state, 1);
+        if state.rflags & RFLAGS_IF == 0 {
+            if self.stop_vcpu(vcpu) {
+                let what = sentence(format_args!("the guest halted all its CPUs"));
+                return Outcome::End(EndReason::PowerOff, what);
+            }
+            return Outcome::Wait;
+        }
         vcpu.wait = Wait::Interrupt;
         Outcome::Wait
     }
@@ -234,7 +264,7 @@ impl<P: Platform> Machine<P> {
 
     /// Goes on behind an instruction whose opcode has `len` bytes, and perhaps prefixes in front.
     #[inline]
-    fn skip(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, len: u8) {
+    pub(crate) fn skip(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, len: u8) {
         let total = match vcpu.lengths.get(state.rip, state.cr3) {
             Some(total) => total,
             None => {
@@ -248,23 +278,49 @@ impl<P: Platform> Machine<P> {
         inject::finish_at(state, if is_long { next } else { next & 0xffff_ffff });
     }
 
-    /// How many prefix bytes are in front of the instruction at `rip`.
+    /// Outside of 64-bit code an instruction is found with the base of its segment, which the kernel does not
+    /// store unless it is asked: then the instruction exits once more. Those that were measured need no look.
     #[inline(never)]
-    fn prefixes(&self, state: &VcpuState) -> u8 {
-        // Where the base is not zero the bytes cannot be found without the segment; such code has no
-        // prefixes here in practice.
-        let is_flat = state.cs_attributes & (CODE_64 | CODE_32) != 0;
-        let paging = Paging::of(state);
-        let Ok(gpa) = paging.translate(&self.guest.memory, state.rip, Access::Read) else { return 0 };
-        let Some(page) = self.guest.memory.page(gpa.gfn()).filter(|_| is_flat) else { return 0 };
-        let mut bytes = [0; INSTRUCTION_MAX];
-        page.read(gpa.offset(), &mut bytes);
+    fn lacks_segments(&self, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
+        let is_instruction = matches!(state.exit_code as u32, DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU)
+            && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
+        let has_them = state.store & groups::SEGMENTS != 0;
+        if has_them || !is_instruction || vcpu.lengths.get(state.rip, state.cr3).is_some() {
+            state.store &= !groups::SEGMENTS;
+            return false;
+        }
+        state.store |= groups::SEGMENTS;
+        true
+    }
+
+    /// The instruction at hand, with zeros where it cannot be read, and how many of its bytes are prefixes.
+    #[inline(never)]
+    pub(crate) fn instruction(&self, state: &VcpuState) -> ([u8; INSTRUCTION_MAX], u8) {
         let is_long = state.cs_attributes & CODE_64 != 0;
+        let start = if is_long { state.rip } else { state.segments[seg::CS].base.wrapping_add(state.rip) };
+        let paging = Paging::of(state);
+        let mut bytes = [0; INSTRUCTION_MAX];
+        let mut done = 0;
+        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = start.wrapping_add(done as u64);
+            let at = if is_long { at } else { at & 0xffff_ffff };
+            let Ok(gpa) = paging.translate(&self.guest.memory, at, Access::Fetch) else { break };
+            let Some(page) = self.guest.memory.page(gpa.gfn()) else { break };
+            let len = rest.len().min(PAGE - gpa.offset());
+            page.read(gpa.offset(), &mut rest[..len]);
+            done += len;
+        }
         let is_prefix = |byte: &u8| {
             matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3)
                 || (is_long && matches!(byte, 0x40..=0x4f))
         };
-        bytes.iter().take_while(|byte| is_prefix(byte)).count().min(INSTRUCTION_MAX - 3) as u8
+        (bytes, bytes.iter().take_while(|byte| is_prefix(byte)).count().min(INSTRUCTION_MAX - 3) as u8)
+    }
+
+    /// How many prefix bytes are in front of the instruction at `rip`.
+    #[inline(never)]
+    fn prefixes(&self, state: &VcpuState) -> u8 {
+        self.instruction(state).1
     }
 }
 
@@ -287,14 +343,17 @@ fn nested_fault(state: &VcpuState) -> Outcome {
 
 /// A state that the processor refuses. Where it does not raise #GP for a bad CR write itself, this does;
 /// if the guest cannot even take that, it is over.
-fn invalid_state(vcpu: &mut Vcpu, state: &mut VcpuState, was_invalid: bool) -> Outcome {
-    if was_invalid {
+fn invalid_state(vcpu: &mut Vcpu, state: &mut VcpuState, count: u32) -> Outcome {
+    let fixed = [state.rip, state.rflags, state.cr0, state.cr3, state.cr4, state.efer];
+    let what = state.gprs.iter().chain(&fixed).fold(0u64, |sum, &word| sum.rotate_left(7) ^ word);
+    let before = if vcpu.invalid.1 == what { count } else { 0 };
+    if before >= INVALID_MAX {
         return crash(format_args!(
             "invalid processor state: rip {:#x}, cr0 {:#x}, cr4 {:#x}, efer {:#x}",
             state.rip, state.cr0, state.cr4, state.efer
         ));
     }
-    vcpu.was_invalid = true;
+    vcpu.invalid = (before + 1, what);
     inject::general_protection(state);
     Outcome::Run
 }
@@ -329,6 +388,10 @@ mod tests {
         let (mut machine, mut vcpu) = machine();
         let mut state = exit(HLT);
         assert!(matches!(machine.handle_exit(&mut vcpu, &mut state), Outcome::End(EndReason::PowerOff, _)));
+        // It counts as done: VCPUOP_up goes on behind it.
+        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Start));
+        let (mut machine, mut vcpu) = crate::testing::machine();
+        let mut state = exit(HLT);
         state.rflags |= RFLAGS_IF;
         assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Wait);
         assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Interrupt));
@@ -354,7 +417,7 @@ mod tests {
         assert_eq!((state.rip, state.interrupt), (0x5000, 0));
         machine.guest.callback = Some(0xf3);
         let port = machine.guest.events.bind_ipi(0).unwrap();
-        machine.guest.events.raise(port);
+        machine.guest.events.send(port).unwrap();
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!((state.rip, state.interrupt_shadow), (0x5001, 0));
     }
@@ -449,7 +512,7 @@ mod tests {
     #[test]
     fn what_the_guest_is_not_shown_is_an_exception_and_not_its_end() {
         let (mut machine, mut vcpu) = machine();
-        for (code, vector) in [(VMRUN, 6), (0x84, 6), (INVLPGA, 6), (XSETBV, 6), (RDPMC, 13)] {
+        for (code, vector) in [(VMRUN, 6), (0x84, 6), (INVLPGA, 6), (0x8d, 6), (RDPRU, 6), (RDPMC, 13)] {
             let mut state = exit(code);
             assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run, "{code:#x}");
             assert_eq!((state.inject as u8, state.rip), (vector, 0x5000), "{code:#x}");
@@ -470,9 +533,48 @@ mod tests {
         );
         let outcome = machine.handle_exit(&mut vcpu, &mut exit(SHUTDOWN));
         assert!(matches!(outcome, Outcome::End(EndReason::Crash, _)));
-        assert_eq!(machine.handle_exit(&mut vcpu, &mut exit(INVALID)), Outcome::Run);
-        let again = machine.handle_exit(&mut vcpu, &mut exit(INVALID));
-        assert!(matches!(again, Outcome::End(EndReason::Crash, _)));
+    }
+
+    /// A guest that tried two bad writes of CR4 with no other exit in between was ended.
+    #[test]
+    fn an_invalid_state_is_a_fault_until_it_is_plain_that_there_is_no_way_on() {
+        let (mut machine, mut vcpu) = machine();
+        for n in 0..1000 {
+            let mut state = exit(INVALID);
+            state.gprs[gpr::RCX] = n;
+            assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run);
+            assert_eq!(state.inject, 0x8000_0b0d);
+        }
+        for _ in 0..INVALID_MAX {
+            assert_eq!(machine.handle_exit(&mut vcpu, &mut exit(INVALID)), Outcome::Run);
+        }
+        assert!(matches!(
+            machine.handle_exit(&mut vcpu, &mut exit(INVALID)),
+            Outcome::End(EndReason::Crash, _)
+        ));
+        let mut state = exit(CPUID);
+        assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run);
+        assert_eq!(machine.handle_exit(&mut vcpu, &mut exit(INVALID)), Outcome::Run, "not in a row");
+    }
+
+    /// A debugger's step over an instruction that exits went one instruction too far.
+    #[test]
+    fn a_step_over_an_emulated_instruction_traps_behind_it() {
+        let (mut machine, mut vcpu) = machine();
+        let mut state = exit(CPUID);
+        state.rflags |= 1 << 8;
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!((state.rip, state.inject, state.dr6), (0x5002, 0x8000_0301, 0xffff_4ff0));
+    }
+
+    #[test]
+    fn intercepted_exceptions_are_the_guests() {
+        let (mut machine, mut vcpu) = machine();
+        for (code, event) in [(DEBUG, 0x8000_0301), (ALIGNMENT_CHECK, 0x8000_0b11)] {
+            let mut state = exit(code);
+            assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Run);
+            assert_eq!((state.inject, state.rip), (event, 0x5000));
+        }
     }
 
     proptest! {

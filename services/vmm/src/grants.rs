@@ -41,6 +41,38 @@ pub enum Want {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadGrant;
 
+/// Why a guest cannot use a grant of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnGrant {
+    /// The table has no such entry.
+    NoEntry,
+    /// The entry does not allow it, or allows it to others.
+    Refused,
+    /// Nothing is at the frame number.
+    NoPage,
+}
+
+/// An entry of the table.
+#[derive(Debug)]
+pub struct Entry {
+    page: Page,
+    offset: usize,
+}
+
+impl Entry {
+    /// Whether a backend uses the grant.
+    pub fn is_in_use(&self) -> bool {
+        self.page.u16(self.offset) & (READING | WRITING) != 0
+    }
+
+    /// Swaps two entries.
+    pub fn swap(&self, other: &Self) {
+        let (a, b) = (self.page.u64(self.offset), other.page.u64(other.offset));
+        self.page.set_u64(self.offset, b);
+        other.page.set_u64(other.offset, a);
+    }
+}
+
 /// A page that the guest granted, in use.
 #[derive(Debug)]
 pub struct Granted {
@@ -119,6 +151,33 @@ impl GrantTable {
         }
         self.frames = self.frames.max(index as u32 + 1);
         Some(special::GRANTS + index as usize)
+    }
+
+    /// The entry of a grant.
+    pub fn entry(&self, memory: &GuestMemory, grant: GrantRef) -> Option<Entry> {
+        let frame = grant.0 / PER_FRAME;
+        let page = memory.special(special::GRANTS + frame as usize).filter(|_| frame < self.frames)?;
+        Some(Entry { page, offset: (grant.0 % PER_FRAME) as usize * 8 })
+    }
+
+    /// The page that a guest granted itself, for a copy that is made at once.
+    ///
+    /// # Errors
+    /// [`OwnGrant`].
+    pub fn own(
+        &self,
+        memory: &GuestMemory,
+        grant: GrantRef,
+        domid: u16,
+        want: Want,
+    ) -> Result<Page, OwnGrant> {
+        let entry = self.entry(memory, grant).ok_or(OwnGrant::NoEntry)?;
+        let entry = entry.page.u64(entry.offset);
+        let allowed = u32::from(domid) << 16 | u32::from(PERMIT_ACCESS);
+        if entry as u32 & decisive(want) != allowed {
+            return Err(OwnGrant::Refused);
+        }
+        memory.page(Gfn(entry >> 32)).ok_or(OwnGrant::NoPage)
     }
 
     /// Takes a granted page into use.

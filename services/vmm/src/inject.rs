@@ -16,9 +16,25 @@ pub const TYPE_INTERRUPT: u64 = 0;
 /// Software interrupt.
 pub const TYPE_SOFTWARE: u64 = 4 << 8;
 
+const DEBUG: u64 = 1;
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
+const ALIGNMENT_CHECK: u64 = 17;
+
+const RFLAGS_TF: u64 = 1 << 8;
+/// DR6 after a single step (BS).
+const DR6_STEP: u64 = 0xffff_4ff0;
+
+/// #DB; what it is about stands in DR6 already.
+pub fn debug(state: &mut VcpuState) {
+    state.inject = VALID | TYPE_EXCEPTION | DEBUG;
+}
+
+/// #AC(0).
+pub fn alignment_check(state: &mut VcpuState) {
+    state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | ALIGNMENT_CHECK;
+}
 
 /// #UD.
 pub fn invalid_opcode(state: &mut VcpuState) {
@@ -42,6 +58,19 @@ pub fn page_fault(state: &mut VcpuState, fault: Fault) {
 pub fn finish_at(state: &mut VcpuState, rip: u64) {
     state.rip = rip;
     state.interrupt_shadow = 0;
+    if state.rflags & RFLAGS_TF != 0 {
+        step(state);
+    }
+}
+
+/// The trap behind an instruction that the guest steps over.
+#[cold]
+fn step(state: &mut VcpuState) {
+    if !is_valid(state.inject) {
+        state.dr6 = DR6_STEP;
+        state.load |= groups::DR6;
+        debug(state);
+    }
 }
 
 /// Whether an event word holds an event.

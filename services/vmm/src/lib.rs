@@ -10,10 +10,12 @@ extern crate alloc;
 
 pub mod apic;
 pub mod backend;
+pub mod balloon;
 pub mod blk;
 pub mod clock;
 pub mod console;
 pub mod cpuid;
+pub mod debug;
 pub mod devices;
 pub mod entry;
 pub mod errno;
@@ -30,7 +32,11 @@ pub mod memory;
 pub mod msr;
 pub mod net;
 pub mod ports;
+pub mod reservation;
+pub mod runstate;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vcpus;
 pub mod walk;
+pub mod watchdog;

@@ -4,6 +4,11 @@
 //! fake [`Platform`]. Invariant: nothing here trusts what the guest wrote; the worst that a guest can do
 //! is to end itself.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use proto::abi::VcpuState;
 use proto::text::Text;
 use proto::toolstack::EndReason;
 use rt::time;
@@ -14,14 +19,20 @@ use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::events::{Events, Port, VIRQ_TIMER};
 use crate::grants::GrantTable;
+use crate::hypercall::Params;
 use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
+use crate::runstate::{Meter, Runstate, State};
+use crate::vcpus::Parked;
+use crate::watchdog::Watchdogs;
 
 /// What the VMM needs of the kernel and the processor.
 pub trait Platform {
     /// The time stamp counter.
     fn tsc(&self) -> u64;
+    /// How long this thread was on a CPU, in TSC ticks.
+    fn cpu_time(&self) -> u64;
     /// Maps special frame `index` into the VM at `gfn`, in place of what is there. It is mapped nowhere.
     ///
     /// # Errors
@@ -32,11 +43,14 @@ pub trait Platform {
     /// # Errors
     /// [`MapFailed`].
     fn unmap_special(&mut self, index: usize) -> Result<(), MapFailed>;
-    /// Puts RAM back where a special frame hid it.
+    /// Takes `count` pages of RAM from `gfn` on out of the VM, as far as its page tables can be cut up.
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64);
+    /// Maps RAM around `gfn` into the VM, in place of what is there, and answers the frame numbers from the
+    /// first to the one behind the last that this concerns.
     ///
     /// # Errors
     /// [`MapFailed`].
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed>;
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed>;
 }
 
 /// The nested page tables could not be changed (out of frames for them, or out of slots).
@@ -68,12 +82,22 @@ pub struct Guest {
     pub clock: Clock,
     /// Vector of the upcall, once the guest has set it.
     pub callback: Option<u8>,
+    /// Parameters that the guest set.
+    pub params: Params,
+    /// The map that the guest set in place of the one that it was started with.
+    pub memory_map: Option<Box<[u8]>>,
     /// The console's port.
     pub console_port: Port,
     /// The store's port.
     pub store_port: Port,
     /// What the guest wrote to the console before it had a console ring.
     pub early_output: heapless::Deque<u8, 1024>,
+    /// What the kernel's scheduler took from the guest.
+    pub meter: Meter,
+    /// Timers that end the guest.
+    pub watchdogs: Watchdogs,
+    /// The reason for the guest's end that SCHEDOP_shutdown_code gave in advance.
+    pub shutdown_code: Option<u8>,
     /// Bounds what the guest can make the log say.
     pub odd: Limiter,
     /// Domain ID.
@@ -108,9 +132,14 @@ impl Guest {
             grants: GrantTable::default(),
             clock,
             callback: None,
+            params: Params::default(),
+            memory_map: None,
             console_port,
             store_port,
             early_output: heapless::Deque::new(),
+            meter: Meter::default(),
+            watchdogs: Watchdogs::default(),
+            shutdown_code: None,
             odd: Limiter::default(),
             domid,
             uuid,
@@ -152,9 +181,6 @@ impl Guest {
     }
 }
 
-/// Ports of one SCHEDOP_poll.
-pub const POLL_PORTS_MAX: usize = 16;
-
 /// What a vCPU waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
@@ -162,13 +188,15 @@ pub enum Wait {
     None,
     /// HLT or SCHEDOP_block: an interrupt.
     Interrupt,
-    /// SCHEDOP_poll: one of the ports, the upcall, or the time.
+    /// SCHEDOP_poll: one of [`Vcpu::polled`], an interrupt, or the time.
     Poll {
-        /// Ports; 0 is none.
-        ports: [u32; POLL_PORTS_MAX],
         /// System time, or 0.
         until_ns: u64,
+        /// An interrupt that the guest kept itself from taking was pending before: it does not count.
+        is_deaf: bool,
     },
+    /// To be started: it never was, or it halted with interrupts off.
+    Start,
 }
 
 /// What one vCPU has of its own, besides its state page.
@@ -182,16 +210,37 @@ pub struct Vcpu {
     pub wait: Wait,
     /// TSC at which its timer is due; 0: it is not set.
     pub timer: u64,
+    /// Period of its periodic timer in nanoseconds, and the system time at which that is due; 0: it is not set.
+    pub periodic_ns: (u64, u64),
+    /// Ports that it polls.
+    pub polled: Vec<Port>,
+    /// How its time is spent.
+    pub runstate: Runstate,
+    /// It was started before, or a hypercall said how it is to start.
+    pub is_initialised: bool,
+    /// The state in which it is to start once it is let.
+    pub prepared: Option<Box<VcpuState>>,
     /// The vector of the local APIC that was offered at the last entry.
     pub offered: Option<u8>,
-    /// The last exit was for an invalid state: the second time in a row there is no way on.
-    pub was_invalid: bool,
+    /// Exits in a row for the same invalid state, and what it was.
+    pub invalid: (u32, u64),
     /// NB_CFG, which Linux writes and reads back.
     pub nb_cfg: u64,
     /// Something changed that [`Machine::prepare_entry`] or the timer depends on.
     pub has_news: bool,
     /// Lengths of the instructions that exited last.
     pub lengths: Lengths,
+    /// How it is to start at its next turn.
+    pub start: Option<Start>,
+}
+
+/// How a vCPU that waits for that is to start.
+#[derive(Debug)]
+pub enum Start {
+    /// By the local APIC's start-up interrupt with this vector.
+    Sipi(u8),
+    /// In a state that a hypercall described.
+    State(Box<VcpuState>),
 }
 
 /// Lengths of instructions that were measured, by address and CR3: a guest exits from few places.
@@ -237,12 +286,27 @@ impl Vcpu {
             apic: Apic::new(id * 2),
             wait: Wait::None,
             timer: 0,
+            periodic_ns: (0, 0),
+            polled: Vec::new(),
+            // The first one starts with the guest.
+            runstate: Runstate::new(if id == 0 { State::Runnable } else { State::Offline }),
+            is_initialised: id == 0,
+            prepared: None,
             offered: None,
-            was_invalid: false,
+            invalid: (0, 0),
             nb_cfg: 0,
             has_news: true,
             lengths: Lengths([(0, 0, 0); LENGTHS]),
+            start: None,
         }
+    }
+
+    /// INIT: it waits to be started. What it registered with the hypervisor stays.
+    pub fn reset(&mut self) {
+        self.apic = Apic::new(self.id * 2);
+        (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
+        self.is_initialised = false;
+        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
     }
 }
 
@@ -268,6 +332,8 @@ pub struct Machine<P> {
     pub platform: P,
     /// CPUID policy.
     pub cpuid: Cpuid,
+    /// The vCPUs whose turn it is not.
+    pub parked: Parked,
 }
 
 impl<P: Platform> Machine<P> {
@@ -277,7 +343,8 @@ impl<P: Platform> Machine<P> {
         self.guest.clock.ns(self.platform.tsc())
     }
 
-    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there.
+    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there. RAM that was there
+    /// is given away, as Xen frees it.
     ///
     /// # Errors
     /// [`Errno::Invalid`] beyond the guest's address space, [`Errno::NoMemory`].
@@ -294,58 +361,93 @@ impl<P: Platform> Machine<P> {
         }
         self.remove_special(index)?;
         self.platform.map_special(index, gfn).map_err(|MapFailed| Errno::NoMemory)?;
+        self.guest.memory.give_away(gfn);
         self.guest.memory.set_overlay(index, Some(gfn));
         Ok(())
     }
 
-    /// Takes special frame `index` out of the guest's address space; RAM that it hid is back.
+    /// Takes special frame `index` out of the guest's address space; nothing is there then.
     ///
     /// # Errors
     /// [`Errno::NoMemory`].
     pub fn remove_special(&mut self, index: usize) -> Result<(), Errno> {
-        let Some(gfn) = self.guest.memory.where_is(index) else { return Ok(()) };
+        if self.guest.memory.where_is(index).is_none() {
+            return Ok(());
+        }
         self.platform.unmap_special(index).map_err(|MapFailed| Errno::NoMemory)?;
         self.guest.memory.set_overlay(index, None);
-        if self.guest.memory.is_ram(gfn) {
-            self.platform.restore_ram(gfn).map_err(|MapFailed| Errno::NoMemory)?;
-        }
         Ok(())
     }
 
     /// Whether the vCPU has a reason to go on now; if so it does not wait any more.
     pub fn wakes(&mut self, vcpu: &mut Vcpu) -> bool {
-        self.tick(vcpu);
-        let has_interrupt = self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
-            || vcpu.apic.next().is_some();
-        let wakes = has_interrupt
-            || match vcpu.wait {
-                Wait::None => true,
-                Wait::Interrupt => false,
-                Wait::Poll { ports, until_ns } => {
-                    ports.iter().any(|&port| port != 0 && self.guest.events.is_pending(Port(port)))
-                        || (until_ns != 0 && self.now_ns() >= until_ns)
-                }
-            };
+        let due = self.tick(vcpu);
+        let wakes = match vcpu.wait {
+            Wait::None => true,
+            Wait::Start => vcpu.start.is_some(),
+            Wait::Interrupt => self.has_interrupt(vcpu),
+            Wait::Poll { until_ns, is_deaf } => {
+                let wakes = vcpu.polled.iter().any(|&port| self.guest.events.is_pending(port))
+                    || (until_ns != 0 && self.now_ns() >= until_ns)
+                    || (!is_deaf && self.has_interrupt(vcpu));
+                self.guest.events.set_polling(vcpu.id as usize, !wakes);
+                wakes
+            }
+        };
         if wakes {
             vcpu.wait = Wait::None;
+            self.account_wake(vcpu, due);
+        } else {
+            self.account_wait(vcpu);
         }
         wakes
     }
 
-    /// Raises the timer's VIRQ if its time has come.
+    /// Whether an interrupt waits for the vCPU, whether it takes any or not.
+    pub(crate) fn has_interrupt(&self, vcpu: &Vcpu) -> bool {
+        self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
+            || vcpu.apic.next().is_some()
+    }
+
+    /// Raises the timers' VIRQ if the time of one has come; its TSC.
     #[inline]
-    pub fn tick(&mut self, vcpu: &mut Vcpu) {
+    pub fn tick(&mut self, vcpu: &mut Vcpu) -> Option<u64> {
+        if vcpu.periodic_ns.0 != 0 {
+            self.tick_periodic(vcpu);
+        }
         if vcpu.timer != 0 && self.platform.tsc() >= vcpu.timer {
-            vcpu.timer = 0;
+            self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
+            return Some(core::mem::take(&mut vcpu.timer));
+        }
+        None
+    }
+
+    #[cold]
+    fn tick_periodic(&mut self, vcpu: &mut Vcpu) {
+        let (period, due) = vcpu.periodic_ns;
+        let now = self.now_ns();
+        if now >= due {
+            // What was missed is not made up for.
+            vcpu.periodic_ns.1 = now.saturating_add(period);
             self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
         }
     }
 
     /// Sets the vCPU's timer to an absolute system time; one in the past fires at once.
     pub fn set_timer(&mut self, vcpu: &mut Vcpu, until_ns: u64) {
-        vcpu.timer = self.guest.clock.tsc(until_ns);
+        vcpu.timer = self.guest.clock.tsc(until_ns).max(1);
         vcpu.has_news = true;
         self.tick(vcpu);
+    }
+
+    /// The end of the guest that one of its watchdogs brings about now.
+    #[inline]
+    pub fn watchdog_end(&self) -> Option<Outcome> {
+        let due = self.guest.watchdogs.due();
+        (due != 0 && self.platform.tsc() >= due).then(|| {
+            let what = sentence(format_args!("the guest did not set its watchdog again in time"));
+            Outcome::End(EndReason::Watchdog, what)
+        })
     }
 
     /// Whether the vCPU can be entered again as it left: no device was notified, nothing is to be injected
@@ -363,7 +465,9 @@ impl<P: Platform> Machine<P> {
             Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
             _ => 0,
         };
-        earlier(earlier(vcpu.timer, poll), self.guest.events.held_until)
+        let periodic = if vcpu.periodic_ns.0 == 0 { 0 } else { self.guest.clock.tsc(vcpu.periodic_ns.1) };
+        let own = earlier(earlier(vcpu.timer, poll), periodic);
+        earlier(earlier(own, self.guest.events.held_until), self.guest.watchdogs.due())
     }
 }
 

@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod kernel;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use proto::abi::Slot;
@@ -26,8 +27,10 @@ use vmm::devices::{Devices, Readiness};
 use vmm::entry;
 use vmm::loader::place::{self, ACPI_BASE, ACPI_PAGES, CONSOLE_GFN, Entry, XENSTORE_GFN, special};
 use vmm::loader::{LoadError, acpi, bzimage};
-use vmm::machine::{Guest, Machine, Outcome, Vcpu, Wait};
+use vmm::machine::{Guest, Machine, Outcome, Start, Vcpu, Wait};
 use vmm::memory::{Gfn, GuestMemory, GuestPhys};
+use vmm::vcpus::Parked;
+use vmm::walk::Paging;
 
 use kernel::{Kernel, StatePage};
 
@@ -35,6 +38,10 @@ rt::entry!(main);
 
 /// Memory that unpacking a kernel may need at least, besides the result (zstd's window).
 const UNPACK_HEAP_MIN: u64 = 144 << 20;
+
+/// How long a vCPU runs while another one of its guest could, in microseconds. A processor that waits for another one
+/// in a loop waits for this at the most.
+const TURN_US: u64 = 1000;
 
 /// Where the guest is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +72,12 @@ struct Vmm {
     control: Option<Server<GuestProtocol>>,
     machine: Machine<Kernel>,
     devices: Devices,
-    vcpu: Vcpu,
+    /// The vCPU whose turn it is, with its object and its state page.
+    vcpu: Box<Vcpu>,
     vcpu_slot: Slot,
     state: StatePage,
+    /// TSC at which its turn ends, while another one could run; 0: none could.
+    turn_end: u64,
     phase: Phase,
     /// TSC that the event's timer is set to, or 0.
     timer: u64,
@@ -105,9 +115,13 @@ impl Vmm {
         let vifs: Vec<u32> = info.vifs.iter().map(|vif| vif.device).collect();
         let devices = Devices::new(&guest, &disks, &vifs).map_err(|_| "there are too few special frames")?;
         let tsc_khz = u32::try_from(env.info.tsc_khz).unwrap_or(u32::MAX);
-        let policy = cpuid::Guest { domid: info.domid, tsc_khz };
-        let machine =
-            Machine { guest, platform: Kernel::new(info), cpuid: Cpuid::new(kernel::host_cpuid, policy) };
+        let policy = cpuid::Guest { domid: info.domid, tsc_khz, narrowing: info.cpuid };
+        let machine = Machine {
+            guest,
+            platform: Kernel::new(info),
+            cpuid: Cpuid::new(kernel::host_cpuid, policy),
+            parked: Parked::new(info.vcpus.len()),
+        };
         let mut vmm = Self {
             env,
             info,
@@ -119,9 +133,10 @@ impl Vmm {
             control: None,
             machine,
             devices,
-            vcpu: Vcpu::new(0),
+            vcpu: Box::new(Vcpu::new(0)),
             vcpu_slot: vcpu_info.slot,
             state: StatePage::new(vcpu_info.state),
+            turn_end: 0,
             phase: Phase::Built,
             timer: 0,
             exits: 0,
@@ -263,6 +278,9 @@ impl Vmm {
         match started {
             Ok(entry) => {
                 self.start_time();
+                for place in self.info.vcpus.iter() {
+                    entry::reset(StatePage::new(place.state).get(), 0);
+                }
                 entry::boot(self.state.get(), entry, 0);
                 self.phase = Phase::Running;
                 log::info!("the guest starts at {:#x}", entry.rip);
@@ -278,6 +296,11 @@ impl Vmm {
 
     /// Loads the kernel and builds the guest's address space.
     fn load(&mut self) -> Result<Entry, alloc::string::String> {
+        if let Some((leaf, register, bit)) = cpuid::missing(kernel::host_cpuid, &self.info.cpuid) {
+            return Err(alloc::format!(
+                "the processor lacks a feature that `cpuid` asks for: leaf {leaf:#x}, {register}, bit {bit}"
+            ));
+        }
         let file = rt::memory::bytes(self.info.kernel);
         let ramdisk = rt::memory::bytes(self.info.ramdisk);
         let unpacked;
@@ -320,21 +343,45 @@ impl Vmm {
     /// Waits with the guest not running.
     fn sleep(&mut self) -> u64 {
         self.devices.settle(&mut self.machine.guest, false);
-        sys::event_wait(self.event).unwrap_or(u64::MAX)
+        if self.phase == Phase::Paused {
+            self.machine.account_pause(&mut self.vcpu);
+        }
+        self.wait()
     }
 
-    /// Runs the vCPU until signals come or the phase changes; the signals.
+    /// Waits for signals.
+    fn wait(&mut self) -> u64 {
+        let before = time::tsc();
+        let signals = sys::event_wait(self.event).unwrap_or(u64::MAX);
+        self.machine.guest.meter.slept(time::tsc().saturating_sub(before));
+        signals
+    }
+
+    /// Runs the vCPUs until signals come or the phase changes; the signals.
     fn run_guest(&mut self) -> u64 {
         loop {
-            let waits = self.vcpu.wait != Wait::None;
+            if let Some(Outcome::End(reason, detail)) = self.machine.watchdog_end() {
+                self.end(reason, detail);
+                return 0;
+            }
+            let has_others = !self.machine.parked.is_empty();
+            let waits = self.vcpu.wait != Wait::None && !(has_others && self.machine.is_parked_ready());
             self.devices.settle(&mut self.machine.guest, waits);
-            if waits && !self.machine.wakes(&mut self.vcpu) {
+            if has_others {
+                self.take_turns();
+            }
+            if self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu) {
                 // Held back just now.
                 if self.machine.guest.events.holds_while_awake() {
                     continue;
                 }
                 self.set_timer();
-                return sys::event_wait(self.event).unwrap_or(u64::MAX);
+                return self.wait();
+            }
+            match self.vcpu.start.take() {
+                None => {}
+                Some(Start::Sipi(vector)) => entry::sipi(self.state.get(), vector),
+                Some(Start::State(state)) => *self.state.get() = *state,
             }
             self.machine.prepare_entry(&mut self.vcpu, self.state.get());
             self.set_timer();
@@ -342,6 +389,10 @@ impl Vmm {
                 Left::Signals(signals) => return signals,
                 // The next look at `wait` decides.
                 Left::Exit(Outcome::Run | Outcome::Wait) => {}
+                Left::Exit(Outcome::Yield) if has_others && self.machine.is_parked_ready() => {
+                    // Its turn is over at once.
+                    self.turn_end = 1;
+                }
                 Left::Exit(Outcome::Yield) => {
                     self.devices.settle(&mut self.machine.guest, false);
                     let _never = sys::thread_yield();
@@ -351,6 +402,27 @@ impl Vmm {
                     return 0;
                 }
             }
+        }
+    }
+
+    /// Of several vCPUs, has the next one run if this one waits or ran long enough.
+    fn take_turns(&mut self) {
+        let now = time::tsc();
+        let is_over = self.turn_end != 0 && now >= self.turn_end;
+        let waits = self.vcpu.wait != Wait::None && !self.machine.wakes(&mut self.vcpu);
+        if is_over || waits {
+            self.turn_end = 0;
+            let (before, paging) = (self.vcpu.id, Paging::of(self.state.get()));
+            if self.machine.take_turn(&mut self.vcpu)
+                && let Some(place) = self.info.vcpus.get(self.vcpu.id as usize)
+            {
+                self.vcpu_slot = place.slot;
+                self.state = StatePage::new(place.state);
+                self.machine.account_put_aside(before, &paging);
+            }
+        }
+        if self.turn_end == 0 && self.machine.is_parked_ready() {
+            self.turn_end = now + self.env.info.tsc_khz * TURN_US / 1000;
         }
     }
 
@@ -377,7 +449,12 @@ impl Vmm {
     /// Sets the event's timer if it would come too late. One that comes too early does no harm, and
     /// leaving it saves a system call.
     fn set_timer(&mut self) {
-        let due = self.machine.deadline(&self.vcpu);
+        let due = if self.machine.parked.is_empty() {
+            self.machine.deadline(&self.vcpu)
+        } else {
+            let others = self.machine.deadline_of_all(&self.vcpu);
+            if self.turn_end == 0 || others == 0 { self.turn_end | others } else { self.turn_end.min(others) }
+        };
         if due != 0 && (self.timer == 0 || due < self.timer) {
             self.timer = due;
             if let Err(error) = sys::event_timer(self.event, due, self.env.info.timer_signals) {

@@ -6,9 +6,11 @@ extern crate std;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::ops::Range;
 
 use proto::abi::PAGE_SIZE;
 use proto::channel::{ChannelInfo, Protocol, Region, Side};
+use proto::cpuid::Narrowing;
 use proto::text::Text;
 use rt::channel::{Client, Server};
 
@@ -18,9 +20,12 @@ use crate::grants::{PER_FRAME, PERMIT_ACCESS, READ_ONLY};
 use crate::loader::place::special;
 use crate::machine::{Guest, Machine, MapFailed, Platform, Vcpu};
 use crate::memory::{Gfn, GuestMemory, GuestPhys, PAGE, SPECIALS};
+use crate::vcpus::Parked;
 
 /// Pages of RAM that the fake machine has.
 pub const RAM_PAGES: usize = 64;
+/// Pages that [`Platform::map_ram`] maps at once.
+const REGION: u64 = 16;
 
 std::thread_local! {
     /// Regions that were given out, and those that may be given out again.
@@ -74,15 +79,20 @@ pub fn flags(memory: &GuestMemory, grant: u32) -> u16 {
 pub struct FakePlatform {
     /// The time stamp counter.
     pub tsc: Cell<u64>,
+    /// The thread's time on a CPU.
+    pub cpu_time: Cell<u64>,
     /// What is mapped.
     pub mapped: Vec<(usize, Gfn)>,
-    /// RAM that was put back.
-    pub restored: Vec<Gfn>,
+    /// RAM that was taken out of the VM, by page.
+    pub unmapped: Vec<u64>,
 }
 
 impl Platform for FakePlatform {
     fn tsc(&self) -> u64 {
         self.tsc.get()
+    }
+    fn cpu_time(&self) -> u64 {
+        self.cpu_time.get()
     }
     fn map_special(&mut self, index: usize, gfn: Gfn) -> Result<(), MapFailed> {
         assert!(self.mapped.iter().all(|(other, _)| *other != index), "a capability is mapped at most once");
@@ -95,22 +105,40 @@ impl Platform for FakePlatform {
         assert_eq!(self.mapped.len() + 1, before);
         Ok(())
     }
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed> {
-        self.restored.push(gfn);
-        Ok(())
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64) {
+        let pages = gfn.0..gfn.0 + count;
+        self.unmapped.retain(|page| !pages.contains(page));
+        self.unmapped.extend(pages);
+    }
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed> {
+        let region = gfn.0 & !(REGION - 1)..(gfn.0 & !(REGION - 1)) + REGION;
+        self.unmapped.retain(|page| !region.contains(page));
+        Ok(region)
     }
 }
 
 /// A guest that has not started.
 pub fn guest() -> Guest {
-    Guest::new(fake(RAM_PAGES), Clock::new(1_000_000, 0), 1, 5, [7; 16]).unwrap()
+    guest_of(1)
+}
+
+fn guest_of(vcpus: usize) -> Guest {
+    Guest::new(fake(RAM_PAGES), Clock::new(1_000_000, 0), vcpus, 5, [7; 16]).unwrap()
 }
 
 /// A machine with one vCPU.
 pub fn machine() -> (Machine<FakePlatform>, Vcpu) {
-    let policy = Cpuid::new(|_, _| [u32::MAX; 4], cpuid::Guest { domid: 5, tsc_khz: 1_000_000 });
-    let machine = Machine { guest: guest(), platform: FakePlatform::default(), cpuid: policy };
-    (machine, Vcpu::new(0))
+    machine_of(1)
+}
+
+/// A machine with several vCPUs, of which the first is here.
+pub fn machine_of(vcpus: usize) -> (Machine<FakePlatform>, Vcpu) {
+    let cpuid = Cpuid::new(
+        |_, _| [u32::MAX; 4],
+        cpuid::Guest { domid: 5, tsc_khz: 1_000_000, narrowing: Narrowing::default() },
+    );
+    let (guest, platform, parked) = (guest_of(vcpus), FakePlatform::default(), Parked::new(vcpus));
+    (Machine { guest, platform, cpuid, parked }, Vcpu::new(0))
 }
 
 /// Both ends of a channel over memory of the test's own.

@@ -91,8 +91,8 @@ fn overlays(random: &mut Random) -> u64 {
     CALLS
 }
 
-/// sched_op: polls with absurd lists and times that have passed, yields, operations that are none; then
-/// an end with a reason that is none, and a real one.
+/// sched_op: polls with absurd lists and times that have passed, yields, what is refused and operations that are
+/// none; then an end without a reason, and one with a reason that is none, which ends it.
 fn scheduling(random: &mut Random) -> u64 {
     const CALLS: u64 = 2000;
     for _ in 0..CALLS {
@@ -104,12 +104,14 @@ fn scheduling(random: &mut Random) -> u64 {
         match random.below(4) {
             0 => hypercall(SCHED_OP, [3, SCRATCH + 0x100, 0, 0, 0]),
             1 => hypercall(SCHED_OP, [0, random.argument(), 0, 0, 0]),
-            _ => hypercall(SCHED_OP, [4 + random.argument() % 1000, random.argument(), 0, 0, 0]),
+            2 => hypercall(SCHED_OP, [4, random.argument(), 0, 0, 0]),
+            // Not a shutdown code or a watchdog, which would end it early.
+            _ => hypercall(SCHED_OP, [7 + random.argument() % 1000, random.argument(), 0, 0, 0]),
         };
     }
+    hypercall(SCHED_OP, [2, NOWHERE, 0, 0, 0]);
     poke(SCRATCH, 77);
     hypercall(SCHED_OP, [2, SCRATCH, 0, 0, 0]);
-    hypercall(SCHED_OP, [2, NOWHERE, 0, 0, 0]);
     CALLS
 }
 

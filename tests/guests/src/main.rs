@@ -24,6 +24,7 @@ mod check;
 mod devices;
 mod hostile;
 mod machine;
+mod modes;
 mod numbers;
 mod out;
 mod paging;

@@ -7,4 +7,4 @@ use crate::numbers::Random;
 pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
-pub const MODES: &[(&str, Mode)] = &[("selftest", crate::selftest::run)];
+pub const MODES: &[(&str, Mode)] = &[("callers", crate::modes::run), ("selftest", crate::selftest::run)];

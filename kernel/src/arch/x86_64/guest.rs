@@ -156,7 +156,7 @@ pub struct GuestContext {
     asid_generation: Cell<u64>,
     unmaps_seen: Cell<u64>,
     xcr0: Cell<u64>,
-    debug: [Cell<u64>; 4],
+    debug: Cell<[u64; 4]>,
 }
 
 impl GuestContext {
@@ -171,6 +171,7 @@ impl GuestContext {
         let (vmcb_frame, fpu) = (frames, frames.offset(1));
         // SAFETY: the frames were donated for this vCPU and are zero.
         let block = unsafe { &mut *(vmcb_frame.direct() as *mut Vmcb) };
+        block.intercept_dr = vmcb::DEBUG_WRITES;
         block.intercept_exceptions = vmcb::EXCEPTIONS;
         block.intercept_misc1 = vmcb::MISC1;
         block.intercept_misc2 = vmcb::MISC2;
@@ -178,11 +179,13 @@ impl GuestContext {
         block.msrpm = MSR_MAP.load(Ordering::Relaxed);
         block.nested_control = vmcb::NESTED_PAGING;
         block.nested_cr3 = vm.space.root.phys().0;
-        // Reset values of x87 and SSE (FCW, MXCSR at 24).
+        // Reset values (APM vol. 2, 14.1.3), which are not those of FNINIT: FCW and tags, MXCSR; in the header
+        // "x87 is not in its initial state".
         // SAFETY: as above.
         unsafe {
-            (fpu.direct() as *mut u16).write(0x37f);
+            (fpu.direct() as *mut u64).write(0xff << 32 | 0x40);
             ((fpu.direct() + 24) as *mut u32).write(0x1f80);
+            ((fpu.direct() + 512) as *mut u64).write(1);
         }
         Ok(Self {
             vmcb: vmcb_frame.phys().0,
@@ -192,7 +195,7 @@ impl GuestContext {
             asid_generation: Cell::new(0),
             unmaps_seen: Cell::new(0),
             xcr0: Cell::new(1),
-            debug: [const { Cell::new(0) }; 4],
+            debug: Cell::new([0; 4]),
         })
     }
 
@@ -249,7 +252,7 @@ extern "C" fn prepare_and_run(vcpu: &'static Vcpu, vm: &'static Vm) -> ! {
         let load = (&raw const (*context.state).load).read_volatile();
         if load != 0 {
             (&raw mut (*context.state).load).write_volatile(0);
-            load_groups(block, context.state, load);
+            load_groups(block, context, load);
         }
     }
     run(cpu, vcpu, block)
@@ -266,10 +269,11 @@ fn run(cpu: &'static Cpu, vcpu: &'static Vcpu, block: &mut Vmcb) -> ! {
         block.rip = (&raw const (*state).rip).read_volatile();
         block.rflags = (&raw const (*state).rflags).read_volatile();
         let interrupt = (&raw const (*state).interrupt).read_volatile();
+        let priority = block.virtual_interrupt & vmcb::V_TPR;
         block.virtual_interrupt = if interrupt & INTERRUPT_PENDING == 0 {
-            NO_INTERRUPT
+            NO_INTERRUPT | priority
         } else {
-            NO_INTERRUPT | vmcb::V_IRQ | u64::from(interrupt & 0xff) << vmcb::V_VECTOR_SHIFT
+            NO_INTERRUPT | priority | vmcb::V_IRQ | u64::from(interrupt & 0xff) << vmcb::V_VECTOR_SHIFT
         };
         let inject = (&raw const (*state).inject).read_volatile();
         block.inject = inject;
@@ -431,23 +435,29 @@ unsafe fn store_exit(block: &Vmcb, state: *mut VcpuState) {
 /// The virtual interrupt field when nothing is to be delivered.
 const NO_INTERRUPT: u64 = vmcb::V_INTR_MASKING | vmcb::V_IGNORE_TPR;
 
-/// Loads groups of fields that the VMM changed.
+/// Loads groups of fields that the VMM of the vCPU, whose state the processor holds, changed.
 ///
 /// # Safety
-/// `state` is the vCPU's state page.
+/// The state page is a frame pinned for the vCPU.
 #[cold]
 #[inline(never)]
-unsafe fn load_groups(block: &mut Vmcb, state: *const VcpuState, load: u32) {
+unsafe fn load_groups(block: &mut Vmcb, context: &GuestContext, load: u32) {
     // SAFETY: the caller's; the copy is the kernel's own afterwards.
-    let state = unsafe { state.read_volatile() };
+    let state = unsafe { context.state.read_volatile() };
+    if load & groups::DEBUG != 0 {
+        context.debug.set(state.debug);
+        load_debug_registers(state.debug);
+        block.dr7 = state.dr7;
+    }
+    if load & groups::DR6 != 0 {
+        block.dr6 = state.dr6;
+    }
     if load & groups::CONTROL != 0 {
         block.cr0 = state.cr0;
         block.cr2 = state.cr2;
         block.cr3 = state.cr3;
         block.cr4 = state.cr4;
         block.efer = state.efer | vmcb::SVME;
-        block.dr6 = state.dr6;
-        block.dr7 = state.dr7;
         block.cpl = (state.cpl & 3) as u8;
     }
     if load & groups::SEGMENTS != 0 {
@@ -479,9 +489,8 @@ unsafe fn load_groups(block: &mut Vmcb, state: *const VcpuState, load: u32) {
 unsafe fn store_groups(block: &Vmcb, state: *mut VcpuState, store: u32) {
     // SAFETY: the caller's.
     unsafe {
-        if store & groups::CONTROL != 0 {
+        if store & groups::DR6 != 0 {
             (&raw mut (*state).dr6).write_volatile(block.dr6);
-            (&raw mut (*state).dr7).write_volatile(block.dr7);
         }
         if store & groups::SEGMENTS != 0 {
             (&raw mut (*state).segments).write_volatile(block.segments);
@@ -517,10 +526,6 @@ fn switch_guest_state(cpu: &'static Cpu, to: &'static Vcpu) {
             } else {
                 asm!("fxsave64 [{}]", in(reg) context.fpu.direct());
             }
-            let [d0, d1, d2, d3] = read_debug_registers();
-            for (cell, value) in context.debug.iter().zip([d0, d1, d2, d3]) {
-                cell.set(value);
-            }
         }
         let context = &to.context;
         if mask != 0 {
@@ -530,21 +535,17 @@ fn switch_guest_state(cpu: &'static Cpu, to: &'static Vcpu) {
         } else {
             asm!("fxrstor64 [{}]", in(reg) context.fpu.direct());
         }
-        let [d0, d1, d2, d3] = &context.debug;
-        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-            in(reg) d0.get(), in(reg) d1.get(), in(reg) d2.get(), in(reg) d3.get());
+        load_debug_registers(context.debug.get());
         asm!("mov {0}, cr0", "or {0}, 8", "mov cr0, {0}", out(reg) _, options(nostack));
     }
 }
 
-fn read_debug_registers() -> [u64; 4] {
-    let [d0, d1, d2, d3]: [u64; 4];
-    // SAFETY: reading them has no effect.
+fn load_debug_registers([d0, d1, d2, d3]: [u64; 4]) {
+    // SAFETY: the host's DR7 enables none of them.
     unsafe {
-        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-            out(reg) d0, out(reg) d1, out(reg) d2, out(reg) d3, options(nomem, nostack));
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) d0, in(reg) d1, in(reg) d2, in(reg) d3, options(nomem, nostack));
     }
-    [d0, d1, d2, d3]
 }
 
 fn xgetbv() -> u64 {

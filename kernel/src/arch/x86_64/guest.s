@@ -19,6 +19,7 @@ guest_run:
     pushq %rcx
     pushq %rdx
     clgi
+    sti                             # well before: QEMU carries its shadow into the guest
     movq %rsi, %rax
     vmload %rax
     movq 16(%rcx), %rdx
@@ -35,7 +36,6 @@ guest_run:
     movq 112(%rcx), %r14
     movq 120(%rcx), %r15
     movq 8(%rcx), %rcx
-    sti
     vmrun %rax
     cli
     vmsave %rax

@@ -82,14 +82,19 @@ const _: () = {
     assert!(offset_of!(Vmcb, pat) == 0x668);
 };
 
-/// `intercept_misc1`: INTR, NMI, SMI, INIT, RDPMC, CPUID, INVD, HLT, INVLPGA, IOIO, MSR, task switch, SHUTDOWN.
-pub const MISC1: u32 =
-    0b1111 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;
-/// `intercept_misc2`: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT, XSETBV.
-pub const MISC2: u32 = 0b111_1111 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13;
-/// Machine checks belong to the host.
-pub const EXCEPTIONS: u32 = 1 << 18;
+/// `intercept_misc1`: INTR, NMI, SMI, INIT, RDPMC, CPUID, INVD, HLT, INVLPGA, IOIO, MSR, SHUTDOWN.
+pub const MISC1: u32 = 0b1111 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 31;
+/// `intercept_misc2`: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT, XSETBV, RDPRU.
+pub const MISC2: u32 = 0b111_1111 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14;
+/// `intercept_dr`: writes of DR0-DR3 and DR7 (DR5 may be DR7's alias). QEMU keeps breakpoints that the guest
+/// set when the host runs; those that VMRUN loads it does not.
+pub const DEBUG_WRITES: u32 = 0b1010_1111 << 16;
+/// Machine checks belong to the host. #DB and #AC, raised by their own delivery, would keep the processor in
+/// the guest for good, interrupts included (CVE-2015-8104, CVE-2015-5307).
+pub const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
+/// `virtual_interrupt`: the guest's CR8.
+pub const V_TPR: u64 = 0xf;
 /// `virtual_interrupt`: an interrupt is pending.
 pub const V_IRQ: u64 = 1 << 8;
 /// `virtual_interrupt`: ignore the virtual task priority.

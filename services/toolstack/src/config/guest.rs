@@ -8,8 +8,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use proto::builder::{DISKS_MAX, VIFS_MAX};
+use proto::cpuid::Narrowing;
 
 use super::action::Action;
+use super::cpuid;
 use super::disk::{self, Disk};
 use super::identity;
 use super::keys;
@@ -31,7 +33,7 @@ pub const MEMORY_MAX_MIB: u64 = 1 << 20;
 /// Memory in MiB of a guest whose file names none, as libxl has it.
 const MEMORY_DEFAULT_MIB: u64 = 32;
 /// Most virtual CPUs that can be given to a guest.
-const VCPUS_MAX: u64 = 1;
+const VCPUS_MAX: u64 = proto::guest::VCPUS_MAX as u64;
 
 /// A guest, as its file describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct GuestConfig {
     pub memory_kib: Spanned<u64>,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What it does not see of the processor.
+    pub cpuid: Narrowing,
     /// Disks in the file's order.
     pub disks: Vec<Disk>,
     /// Network interfaces in the file's order.
@@ -209,7 +213,10 @@ impl Fields<'_> {
         let ramdisk = self.path("ramdisk");
         let cmdline = self.cmdline();
         let memory_kib = self.memory();
-        self.vcpus();
+        let vcpus = self.vcpus();
+        let cpuid = self
+            .take("cpuid")
+            .map_or_else(Default::default, |set| cpuid::parse(&set.value, &mut self.report));
         let disks = self.disks();
         let vifs = self.vifs(&uuid);
         let on_poweroff = self.action("on_poweroff", Action::Destroy);
@@ -224,7 +231,8 @@ impl Fields<'_> {
             ramdisk,
             cmdline,
             memory_kib: memory_kib?,
-            vcpus: 1,
+            vcpus,
+            cpuid,
             disks,
             vifs,
             on_poweroff,
@@ -361,22 +369,25 @@ impl Fields<'_> {
         None
     }
 
-    fn vcpus(&mut self) {
-        for key in ["vcpus", "maxvcpus"] {
-            let Some(vcpus) = self.number(key) else { continue };
-            match vcpus.value {
-                0 => self
-                    .report
-                    .error(vcpus.span, format!("a guest has at least one virtual CPU; write {key} = 1")),
-                1..=VCPUS_MAX => {}
-                n => {
-                    let message = format!(
-                        "{n} virtual CPUs are not supported yet: guests have one for now; write {key} = 1"
-                    );
-                    self.report.error(vcpus.span, message);
-                }
-            }
+    fn vcpus(&mut self) -> u32 {
+        let [vcpus, most] = ["vcpus", "maxvcpus"].map(|key| self.number(key).map(|given| (key, given)));
+        for (key, given) in [&vcpus, &most].into_iter().flatten() {
+            let message = match given.value {
+                0 => format!("a guest has at least one virtual CPU; write {key} = 1"),
+                1..=VCPUS_MAX => continue,
+                n => format!("{n} virtual CPUs are too many: a guest has at most {VCPUS_MAX}"),
+            };
+            self.report.error(given.span, message);
         }
+        let count = vcpus.as_ref().or(most.as_ref()).map_or(1, |(_, given)| given.value);
+        if let Some((_, most)) = most
+            && most.value != count
+        {
+            let message =
+                format!("virtual CPUs cannot be added while the guest runs; leave this out or write {count}");
+            self.report.error(most.span, message);
+        }
+        count.clamp(1, VCPUS_MAX) as u32
     }
 
     fn disks(&mut self) -> Vec<Disk> {

@@ -4,7 +4,7 @@
 //! configuration asks for. A key that is neither here nor honoured is a misspelling and gets a warning.
 
 /// Keys that are honoured.
-pub(super) const HONOURED: [&str; 19] = [
+pub(super) const HONOURED: [&str; 20] = [
     "name",
     "uuid",
     "type",
@@ -17,6 +17,7 @@ pub(super) const HONOURED: [&str; 19] = [
     "maxmem",
     "vcpus",
     "maxvcpus",
+    "cpuid",
     "disk",
     "vif",
     "on_poweroff",
@@ -27,7 +28,7 @@ pub(super) const HONOURED: [&str; 19] = [
 ];
 
 /// Keys that are refused.
-pub(super) const REFUSED: [&str; 153] = [
+pub(super) const REFUSED: [&str; 152] = [
     "acpi",
     "acpi_firmware",
     "acpi_laptop_slate",
@@ -49,7 +50,6 @@ pub(super) const REFUSED: [&str; 153] = [
     "cap",
     "channel",
     "cpu_weight",
-    "cpuid",
     "cpus",
     "cpus_soft",
     "device_model",

@@ -6,6 +6,7 @@
 //! Sources: xl.cfg(5), xl-disk-configuration(5), xl-network-configuration(5), Xen's tools/libs/util.
 
 mod action;
+mod cpuid;
 mod disk;
 mod guest;
 mod identity;

@@ -2,6 +2,9 @@
 
 use core::fmt::{self, Write};
 
+use proto::cpuid::Narrowing;
+
+use super::cpuid;
 use super::guest::GuestConfig;
 
 impl fmt::Display for GuestConfig {
@@ -17,6 +20,9 @@ impl fmt::Display for GuestConfig {
         writeln!(f, "cmdline = {}", Quoted(&self.cmdline.value))?;
         writeln!(f, "memory = {}", self.memory_kib.value / 1024)?;
         writeln!(f, "vcpus = {}", self.vcpus)?;
+        if self.cpuid != Narrowing::default() {
+            writeln!(f, "cpuid = {}", Quoted(&cpuid::text(&self.cpuid)))?;
+        }
         writeln!(f, "disk = [")?;
         for disk in &self.disks {
             let access = if disk.is_read_only { "ro" } else { "rw" };

@@ -45,7 +45,7 @@ fn a_typical_file() {
         "web.cfg",
         "# web server\nname = 'web'; type = \"pvh\"\nuuid='c0a7d3e2-1b5f-4e6a-9d8c-7b6a5f4e3d2c'\n\
          kernel = '/boot/vmlinuz'\nramdisk = 'initrd.img'\nroot = \"/dev/xvda\"\nextra = 'ro quiet'\n\
-         memory = 0x100\nmaxmem = 256\nvcpus = 1\nmaxvcpus = 1\nnomigrate = 1\n\
+         memory = 0x100\nmaxmem = 256\nvcpus = 2\nmaxvcpus = 2\nnomigrate = 1\n\
          disk = [ 'root.img,raw,xvda,w',   # the root\n  'vdev=xvdb, access=ro, target=data, with comma.img',\n ]\n\
          vif = [ 'mac=00:16:3e:01:02:03,bridge=br1', '' ]\n\
          on_poweroff = 'preserve'\non_reboot = 'destroy'\non_watchdog = 'restart'\non_crash = 'restart'",
@@ -56,7 +56,7 @@ fn a_typical_file() {
     assert_eq!(Uuid(&config.uuid).to_string(), "c0a7d3e2-1b5f-4e6a-9d8c-7b6a5f4e3d2c");
     assert_eq!(config.cmdline.value, "root=/dev/xvda ro quiet");
     assert_eq!(config.memory_kib.value, 256 * 1024);
-    assert_eq!(config.vcpus, 1);
+    assert_eq!(config.vcpus, 2);
     let disks: Vec<_> = config
         .disks
         .iter()
@@ -253,9 +253,9 @@ fn every_mistake_in_a_vif() {
 #[test]
 fn every_mistake_in_a_value() {
     for (text, part) in [
-        ("vcpus = 2", "2 virtual CPUs are not supported yet"),
+        ("vcpus = 33", "at most 32"),
         ("vcpus = 0", "at least one"),
-        ("maxvcpus = 4", "4 virtual CPUs"),
+        ("vcpus = 2\nmaxvcpus = 4", "write 2"),
         ("vcpus = 'many'", "`vcpus` is a number"),
         ("vcpus = [ 1 ]", "remove the [ ]"),
         ("maxmem = 512", "maxmem = 256"),
@@ -330,6 +330,53 @@ fn syntax_errors_show_the_place_and_do_not_cascade() {
         let message = error(text, part);
         assert_eq!((message.line, message.column), (line, column), "{message}");
     }
+}
+
+#[test]
+fn cpuid_is_narrowed_in_both_styles() {
+    use proto::cpuid::{Narrowing, Word};
+    let narrowing = |line: &str| config(line).cpuid;
+    let bits = |word: Word, hidden: u32, required: u32| {
+        let mut narrowing = Narrowing::default();
+        narrowing.hidden[word as usize] = hidden;
+        narrowing.required[word as usize] = required;
+        narrowing
+    };
+    assert_eq!(narrowing("cpuid = \"host\""), Narrowing::default());
+    assert_eq!(
+        narrowing("cpuid = 'host, sse4.2=0,sse4_1=1,rdrand=x'"),
+        bits(Word::Basic1Ecx, 1 << 20, 1 << 19)
+    );
+    assert_eq!(narrowing("cpuid = 'host,rdrand=0,rdrand=x,avx=0,avx=x'"), Narrowing::default());
+    assert_eq!(narrowing("cpuid = 'host,nx=0'"), bits(Word::Extended1Edx, 1 << 20, 0));
+    // xend's style: bit 31 first.
+    let line = "cpuid = [ '1:ecx=x0xxxxxxxxx1xxxxxxxxxxxxxxxxxxxx', '7,0:ebx=xxxxxxxxxxxxxxxxxxxxxxxx0xxxxxxx,eax=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]";
+    let mut both = bits(Word::Basic1Ecx, 1 << 30, 1 << 20);
+    both.hidden[Word::Basic7Ebx as usize] = 1 << 7;
+    assert_eq!(narrowing(line), both);
+}
+
+#[test]
+fn cpuid_never_widens() {
+    let message = error("cpuid = 'host,avx=1'", "`avx` cannot be shown to a guest: the state beyond SSE");
+    assert_eq!((message.line, message.column, message.width), (5, 15, 5));
+    error("cpuid = 'host,svm=k'", "guests cannot have guests");
+    error("cpuid = 'host,rdrnd=0'", "did you mean `rdrand`");
+    error("cpuid = 'host,nothing_like_it=0'", "no feature of CPUID that is known here");
+    error("cpuid = 'host,family=6'", "`family` is a number");
+    error("cpuid = 'host,rdrand'", "`rdrand` has no value");
+    error("cpuid = 'host,rdrand=yes'", "`yes` is no value");
+    error("cpuid = 'rdrand=0'", "the first word of `cpuid` is host");
+    error("cpuid = [ '1' ]", "a leaf and its registers");
+    error("cpuid = [ 'one:ecx=x' ]", "no leaf of CPUID");
+    error("cpuid = [ '1:ecx=x' ]", "32 of the letters");
+    error("cpuid = [ '1:efx=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]", "32 of the letters");
+    error(
+        "cpuid = [ '1:ecx=xxx1xxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]",
+        "bit 28 of leaf 0x1 ecx (avx) cannot be set",
+    );
+    error("cpuid = [ '4:eax=0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' ]", "only hides features");
+    error("cpuid = [ [ '1' ] ]", "text in quotes, not a list");
 }
 
 #[test]
@@ -439,6 +486,7 @@ prop_compose! {
         mib in MEMORY_MIN_MIB..=MEMORY_MAX_MIB,
         disks in proptest::collection::vec(any_disk(), 0..6),
         vifs in proptest::collection::vec(any_vif(), 0..4),
+        hidden in proptest::collection::vec((0..proto::cpuid::FEATURES.len(), any::<bool>()), 0..4),
         actions in (any_action(), any_action(), any_action(), any_action()),
     ) -> GuestConfig {
         let text = |value: String| Spanned { value, span: Span::default() };
@@ -447,6 +495,15 @@ prop_compose! {
         disks.dedup_by_key(|disk| disk.device);
         let mut vifs: Vec<Vif> = vifs;
         vifs.dedup_by_key(|vif| vif.mac.value);
+        let mut cpuid = proto::cpuid::Narrowing::default();
+        for (feature, is_hidden) in hidden {
+            let proto::cpuid::Feature { word, bit, policy, .. } = proto::cpuid::FEATURES[feature];
+            let words = if is_hidden { &mut cpuid.hidden } else { &mut cpuid.required };
+            if is_hidden || !matches!(policy, proto::cpuid::Policy::Never(_)) {
+                words[word as usize] |= 1 << bit;
+            }
+            cpuid.required[word as usize] &= !cpuid.hidden[word as usize];
+        }
         let (on_poweroff, on_reboot, on_watchdog, on_crash) = actions;
         GuestConfig {
             name: text(name),
@@ -456,6 +513,7 @@ prop_compose! {
             cmdline: text(cmdline),
             memory_kib: Spanned { value: mib * 1024, span: Span::default() },
             vcpus: 1,
+            cpuid,
             disks,
             vifs,
             on_poweroff,

@@ -31,7 +31,7 @@ fn setup(is_read_only: bool, has_cache: bool) -> Setup {
     for page in 16..60 {
         permit(&guest.memory, page, page, false);
     }
-    let port = guest.events.allocate_unbound().unwrap();
+    let port = guest.events.allocate_unbound(0).unwrap();
     let mut disk = Disk::new(2);
     let (client, mut server) = channel_with_pool::<Blk>(blk::POOL_SIZE);
     let pool = Pool::from_region(server.info().pool);

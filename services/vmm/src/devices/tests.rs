@@ -97,7 +97,7 @@ fn a_disk_is_opened_connected_and_described_before_it_says_connected() {
     s.rounds();
     assert_eq!(s.last("/state"), Some("2"));
     permit(&s.guest.memory, 8, 2, false);
-    assert_eq!(s.guest.events.allocate_unbound().unwrap(), crate::events::Port(3));
+    assert_eq!(s.guest.events.allocate_unbound(0).unwrap(), crate::events::Port(3));
     s.front_state = "3";
     s.fire();
     s.rounds();

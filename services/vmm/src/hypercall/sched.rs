@@ -1,26 +1,41 @@
-//! sched_op: waiting, yielding and ending. Source: Xen public/sched.h.
+//! sched_op: waiting, yielding, ending, and watchdogs.
+//!
+//! Refused as for any guest that controls no other: ending another domain, and pinning to a CPU.
+//! Sources: Xen public/sched.h, common/sched/core.c (do_sched_op).
 
 use proto::toolstack::EndReason;
 
 use super::{Call, Done, Field};
-use crate::errno::Errno;
-use crate::machine::{Outcome, POLL_PORTS_MAX, Platform, Wait, sentence};
+use crate::errno::{Answer, Errno};
+use crate::events::Port;
+use crate::machine::{Outcome, Platform, Wait, sentence};
 
-const YIELD: u64 = 0;
-const BLOCK: u64 = 1;
-const SHUTDOWN: u64 = 2;
-const POLL: u64 = 3;
+const YIELD: u32 = 0;
+const BLOCK: u32 = 1;
+const SHUTDOWN: u32 = 2;
+const POLL: u32 = 3;
+const REMOTE_SHUTDOWN: u32 = 4;
+const SHUTDOWN_CODE: u32 = 5;
+const WATCHDOG: u32 = 6;
+const PIN_OVERRIDE: u32 = 7;
+
+/// Most ports of a poll.
+const POLL_PORTS_MAX: u32 = 128;
+const SECOND_NS: u64 = 1_000_000_000;
+/// Offset of evtchn_upcall_mask in vcpu_info, before its time.
+const UPCALL_MASK_BEFORE_TIME: usize = crate::events::TIME - 1;
 
 pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Done {
-    let [operation, argument, ..] = call.args;
-    let outcome = match operation {
+    let [_, argument, ..] = call.args;
+    let outcome = match call.word(0) {
         YIELD => Ok(Outcome::Yield),
-        BLOCK => {
-            call.vcpu.wait = Wait::Interrupt;
-            Ok(Outcome::Wait)
-        }
+        BLOCK => Ok(block(call)),
         SHUTDOWN => shutdown(call, argument),
         POLL => poll(call, argument),
+        REMOTE_SHUTDOWN => return Done::Answer(remote_shutdown(call, argument)),
+        SHUTDOWN_CODE => return Done::Answer(shutdown_code(call, argument)),
+        WATCHDOG => return Done::Answer(watchdog(call, argument)),
+        PIN_OVERRIDE => Err(Errno::Perm),
         _ => Err(Errno::NoSys),
     };
     match outcome {
@@ -29,31 +44,85 @@ pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Done {
     }
 }
 
-fn shutdown<P: Platform>(call: &Call<'_, P>, argument: u64) -> Result<Outcome, Errno> {
-    let reason = u32::from_le_bytes(call.read(argument)?);
-    let (reason, what) = match reason {
+/// Waits for an event, with upcalls enabled.
+fn block<P: Platform>(call: &mut Call<'_, P>) -> Outcome {
+    if let Some((page, time)) = call.machine.guest.events.time_info(call.vcpu.id as usize) {
+        page.set_u8(time - UPCALL_MASK_BEFORE_TIME, 0);
+    }
+    call.vcpu.wait = Wait::Interrupt;
+    Outcome::Wait
+}
+
+/// Ends the guest, for the reason that was given in advance if there is one. All numbers are accepted.
+fn shutdown<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<Outcome, Errno> {
+    let [reason, ..]: [u8; 4] = call.read(argument)?;
+    let (reason, what) = match *call.guest().shutdown_code.get_or_insert(reason) {
         0 => (EndReason::PowerOff, "powered off"),
         1 => (EndReason::Reboot, "asked for a reboot"),
         2 => (EndReason::Suspend, "suspended itself"),
         3 => (EndReason::Crash, "reported a crash of its kernel"),
         4 => (EndReason::Watchdog, "was ended by its watchdog"),
         5 => (EndReason::SoftReset, "asked for a soft reset"),
-        _ => return Err(Errno::Invalid),
+        other => {
+            let what = sentence(format_args!("the guest ended itself for reason {other}, which is none"));
+            return Ok(Outcome::End(EndReason::Crash, what));
+        }
     };
     Ok(Outcome::End(reason, sentence(format_args!("the guest {what}"))))
 }
 
+/// Says in advance why the guest will end; the first reason counts.
+fn shutdown_code<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answer {
+    let [reason, ..]: [u8; 4] = call.read(argument)?;
+    call.guest().shutdown_code.get_or_insert(reason);
+    Ok(0)
+}
+
+/// Ending another domain, or itself this way, takes a privilege. Which others exist is not told.
+fn remote_shutdown<P: Platform>(call: &Call<'_, P>, argument: u64) -> Answer {
+    let request: [u8; 8] = call.read(argument)?;
+    let domid = u32::from(request.u16_at(0));
+    if domid == 0 || domid == call.machine.guest.domid { Err(Errno::Perm) } else { Err(Errno::Search) }
+}
+
+fn watchdog<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Answer {
+    let request: [u8; 8] = call.read(argument)?;
+    let (number, seconds) = (request.u32_at(0), request.u32_at(4));
+    let until_ns = call.machine.now_ns().saturating_add(u64::from(seconds) * SECOND_NS);
+    let guest = call.guest();
+    let answer = guest.watchdogs.set(number, guest.clock.tsc(until_ns), seconds == 0);
+    // The timer is to be looked at again.
+    call.vcpu.has_news = true;
+    answer
+}
+
 fn poll<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<Outcome, Errno> {
-    let request: [u8; 24] = call.read(argument)?;
-    let (list, count, until_ns) = (request.u64_at(0), request.u32_at(8) as usize, request.u64_at(16));
+    let request: [u8; 24] = call.read_sized(argument, 16)?;
+    let list = call.handle_at(&request, 0, 0);
+    let (count, until_ns) = call.by_width((8, 16), (4, 8));
+    let (count, until_ns) = (request.u32_at(count), request.u64_at(until_ns));
     if count > POLL_PORTS_MAX {
         return Err(Errno::Invalid);
     }
-    let mut ports = [0; POLL_PORTS_MAX];
-    for (n, port) in ports.iter_mut().take(count).enumerate() {
-        *port = u32::from_le_bytes(call.read(list.wrapping_add(4 * n as u64))?);
+    // Without interrupts, one that waits already would end every poll at once.
+    let has_interrupt = call.machine.has_interrupt(call.vcpu);
+    let is_deaf = has_interrupt && !call.is_interruptible;
+    if has_interrupt && !is_deaf {
+        return Ok(Outcome::Run);
     }
-    // Whether one is pending already is asked before the vCPU really waits, as for any other wait.
-    call.vcpu.wait = Wait::Poll { ports, until_ns };
+    call.vcpu.polled.clear();
+    for n in 0..u64::from(count) {
+        let port = Port(u32::from_le_bytes(call.read(list.wrapping_add(4 * n))?));
+        if !call.machine.guest.events.is_port(port) {
+            return Err(Errno::Invalid);
+        }
+        if call.machine.guest.events.is_pending(port) {
+            return Ok(Outcome::Run);
+        }
+        call.vcpu.polled.push(port);
+    }
+    // Times are signed: one beyond the middle is in the past.
+    let until_ns = if (until_ns as i64) < 0 { 1 } else { until_ns };
+    call.vcpu.wait = Wait::Poll { until_ns, is_deaf };
     Ok(Outcome::Wait)
 }

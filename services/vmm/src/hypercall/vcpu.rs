@@ -1,78 +1,213 @@
-//! vcpu_op and set_timer_op: areas that a vCPU shares, and its timer.
+//! vcpu_op and set_timer_op: starting and stopping vCPUs, areas that they share, and their timers.
 //!
-//! VCPUOP_stop_periodic_timer is refused on purpose: Linux then sets its timer by set_timer_op, one call
-//! where the vcpu_op timer takes three. Source: Xen public/vcpu.h.
+//! VCPUOP_stop_periodic_timer is refused on purpose, unless there is one to stop: Linux then sets its timer by
+//! set_timer_op, one call where the vcpu_op timer takes three. Not offered, as before Xen 4.18: areas
+//! by physical address. Sources: Xen public/vcpu.h, common/domain.c (common_vcpu_op), arch/x86/domain.c (do_vcpu_op),
+//! common/sched/core.c (do_set_timer_op).
 
-use super::{Call, Field};
+use alloc::boxed::Box;
+
+use proto::toolstack::EndReason;
+
+use super::target::is_up;
+use super::{Call, Done, Field, context};
 use crate::errno::{Answer, Errno};
-use crate::machine::Platform;
+use crate::events::VIRQ_TIMER;
+use crate::machine::{Outcome, Platform, Start, Wait, sentence};
 use crate::memory::Gfn;
+use crate::runstate::Area;
 
-const GET_RUNSTATE: u64 = 4;
-const IS_UP: u64 = 3;
-const REGISTER_RUNSTATE: u64 = 5;
-const SET_SINGLESHOT: u64 = 8;
-const STOP_SINGLESHOT: u64 = 9;
-const REGISTER_VCPU_INFO: u64 = 10;
-const REGISTER_TIME: u64 = 13;
+const INITIALISE: u32 = 0;
+const UP: u32 = 1;
+const DOWN: u32 = 2;
+const IS_UP: u32 = 3;
+const GET_RUNSTATE: u32 = 4;
+const REGISTER_RUNSTATE: u32 = 5;
+const SET_PERIODIC: u32 = 6;
+const STOP_PERIODIC: u32 = 7;
+const SET_SINGLESHOT: u32 = 8;
+const STOP_SINGLESHOT: u32 = 9;
+const REGISTER_VCPU_INFO: u32 = 10;
+const GET_PHYSID: u32 = 12;
+const REGISTER_TIME: u32 = 13;
 
-pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Answer {
-    let [operation, vcpu, argument, ..] = call.args;
-    // There is one vCPU yet, and it is the caller.
-    if vcpu != u64::from(call.vcpu.id) {
-        return Err(Errno::NoEntry);
-    }
+/// VCPU_SSHOTTMR_future: refuse a time that has passed.
+const FUTURE: u32 = 1;
+/// Shortest and longest period.
+const PERIOD_NS: core::ops::RangeInclusive<u64> = 1_000_000..=u64::MAX >> 2;
+/// set_timer_op takes a time that is further away than this, or negative, for a mistake.
+const HUGE_NS: u64 = 1 << 50;
+/// When the timer fires then.
+const HUGE_FIRES_NS: u64 = 100_000_000;
+
+pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Done {
+    let [_, _, argument, ..] = call.args;
+    let (operation, id) = (call.word(0), call.word(1));
+    let answer = match call.target(id) {
+        Err(errno) => Err(errno),
+        Ok(_) if operation == DOWN => return down(call, id),
+        Ok(_) => serve(call, operation, id, argument),
+    };
+    Done::Answer(answer)
+}
+
+fn serve<P: Platform>(call: &mut Call<'_, P>, operation: u32, id: u32, argument: u64) -> Answer {
     match operation {
-        IS_UP => return Ok(1),
-        SET_SINGLESHOT => {
-            let request: [u8; 16] = call.read(argument)?;
-            call.machine.set_timer(call.vcpu, request.u64_at(0));
-        }
-        STOP_SINGLESHOT => call.vcpu.timer = 0,
-        REGISTER_VCPU_INFO => register_vcpu_info(call, argument)?,
+        INITIALISE => initialise(call, id, argument)?,
+        UP => up(call, id)?,
+        IS_UP => return Ok(is_up(call.target(id)?).into()),
+        GET_RUNSTATE => write_runstate(call, id, argument)?,
         REGISTER_RUNSTATE => {
-            let area = u64::from_le_bytes(call.read(argument)?);
-            write_runstate(call, area)?;
+            let linear = handle(call, argument)?;
+            let area = Area { linear, width: call.width };
+            call.target(id)?.runstate.area = Some(area);
+            // Whether it can be written now is not the caller's error.
+            let _ = write_runstate(call, id, linear);
         }
-        GET_RUNSTATE => write_runstate(call, argument)?,
+        SET_PERIODIC => {
+            let period_ns = u64::from_le_bytes(call.read(argument)?);
+            if !PERIOD_NS.contains(&period_ns) {
+                return Err(Errno::Invalid);
+            }
+            let now_ns = call.machine.now_ns();
+            let vcpu = call.target(id)?;
+            (vcpu.periodic_ns, vcpu.has_news) = ((period_ns, now_ns), true);
+        }
+        STOP_PERIODIC => {
+            let vcpu = call.target(id)?;
+            if vcpu.periodic_ns.0 == 0 {
+                return Err(Errno::NoSys);
+            }
+            vcpu.periodic_ns = (0, 0);
+        }
+        SET_SINGLESHOT => {
+            is_caller(call, id)?;
+            set_singleshot(call, argument)?;
+        }
+        STOP_SINGLESHOT => {
+            is_caller(call, id)?;
+            call.vcpu.timer = 0;
+        }
+        REGISTER_VCPU_INFO => register_vcpu_info(call, id, argument)?,
+        // Only vCPUs that are pinned for good have one.
+        GET_PHYSID => return Err(Errno::Invalid),
         REGISTER_TIME => {
-            let area = u64::from_le_bytes(call.read(argument)?);
+            // The parameters never change: this is the only time that they are written.
+            let area = handle(call, argument)?;
             let info = call.guest().clock.time_info();
-            call.write(area, &info)?;
+            let _ = call.write(area, &info);
         }
         _ => return Err(Errno::NoSys),
     }
     Ok(0)
 }
 
-fn register_vcpu_info<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<(), Errno> {
+fn is_caller<P: Platform>(call: &Call<'_, P>, id: u32) -> Result<(), Errno> {
+    if id == call.vcpu.id { Ok(()) } else { Err(Errno::Invalid) }
+}
+
+/// The address of an area to register.
+fn handle<P: Platform>(call: &Call<'_, P>, argument: u64) -> Result<u64, Errno> {
+    let area: [u8; 8] = call.read_sized(argument, 4)?;
+    Ok(area.u64_at(0))
+}
+
+/// Says how a vCPU that never ran is to start.
+fn initialise<P: Platform>(call: &mut Call<'_, P>, id: u32, argument: u64) -> Result<(), Errno> {
+    let request: [u8; context::LEN] = call.read(argument)?;
+    if call.target(id)?.is_initialised {
+        return Err(Errno::Exists);
+    }
+    let state = Box::new(context::state(&request)?);
+    let vcpu = call.target(id)?;
+    (vcpu.prepared, vcpu.is_initialised) = (Some(state), true);
+    Ok(())
+}
+
+/// Lets a vCPU that is down start, or go on where it stopped.
+fn up<P: Platform>(call: &mut Call<'_, P>, id: u32) -> Result<(), Errno> {
+    let vcpu = call.target(id)?;
+    if !vcpu.is_initialised {
+        return Err(Errno::Invalid);
+    }
+    if !is_up(vcpu) {
+        match vcpu.prepared.take() {
+            Some(state) => vcpu.start = Some(Start::State(state)),
+            None => vcpu.wait = Wait::None,
+        }
+        call.vcpu.has_news = true;
+    }
+    Ok(())
+}
+
+/// Stops a vCPU; the guest is off when no other one is up.
+fn down<P: Platform>(call: &mut Call<'_, P>, id: u32) -> Done {
+    if !call.is_another_up(id) {
+        let what = sentence(format_args!("the guest stopped all its CPUs"));
+        return Done::Then(Outcome::End(EndReason::PowerOff, what));
+    }
+    match call.target(id) {
+        Ok(vcpu) => {
+            // What it was to start as it is to start as when it comes up again.
+            if let Some(Start::State(state)) = vcpu.start.take() {
+                vcpu.prepared = Some(state);
+            }
+            vcpu.wait = Wait::Start;
+        }
+        Err(errno) => return Done::Answer(Err(errno)),
+    }
+    if id == call.vcpu.id { Done::Then(Outcome::Wait) } else { Done::Answer(Ok(0)) }
+}
+
+fn write_runstate<P: Platform>(call: &mut Call<'_, P>, id: u32, linear: u64) -> Result<(), Errno> {
+    let now_ns = call.machine.now_ns();
+    let runstate = call.target(id)?.runstate.at(now_ns);
+    let area = Area { linear, width: call.width };
+    Ok(runstate.write(&call.machine.guest.memory, &call.paging, area)?)
+}
+
+fn set_singleshot<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<(), Errno> {
+    let request: [u8; 16] = call.read_sized(argument, 12)?;
+    let (until_ns, flags) = (request.u64_at(0), request.u32_at(8));
+    if until_ns >= call.machine.now_ns() {
+        call.machine.set_timer(call.vcpu, until_ns);
+        return Ok(());
+    }
+    if flags & FUTURE != 0 {
+        return Err(Errno::Time);
+    }
+    call.vcpu.timer = 0;
+    call.machine.guest.events.raise_virq(VIRQ_TIMER, call.vcpu.id as usize);
+    Ok(())
+}
+
+fn register_vcpu_info<P: Platform>(call: &mut Call<'_, P>, id: u32, argument: u64) -> Result<(), Errno> {
     let request: [u8; 16] = call.read(argument)?;
     let (gfn, offset) = (Gfn(request.u64_at(0)), request.u32_at(8) as usize);
     let page = call.guest().memory.page(gfn).ok_or(Errno::Invalid)?;
-    let vcpu = call.vcpu.id as usize;
-    call.guest().events.register_vcpu_info(vcpu, page, offset)
-}
-
-/// A runstate of "has been running ever since", which Linux reads as no stolen time.
-fn write_runstate<P: Platform>(call: &Call<'_, P>, area: u64) -> Result<(), Errno> {
-    let mut info = [0; 48];
-    let now = call.machine.now_ns();
-    for at in [8, 16] {
-        if let Some(field) = info.get_mut(at..at + 8) {
-            field.copy_from_slice(&now.to_le_bytes());
-        }
+    call.guest().events.register_vcpu_info(id as usize, page, offset)?;
+    // Whatever this page held before, the time in it is the guest's.
+    if let Some((page, offset)) = call.guest().events.time_info(id as usize) {
+        call.guest().clock.write_time(&page, offset);
     }
-    call.write(area, &info)
+    Ok(())
 }
 
-/// set_timer_op: absolute system time, 0 cancels.
+/// set_timer_op: absolute system time, 0 cancels; 32-bit callers pass it in two halves.
 pub(super) fn set_timer<P: Platform>(call: &mut Call<'_, P>) -> Answer {
-    let [until_ns, ..] = call.args;
+    let [low, high, ..] = call.args;
+    let mut until_ns = call.by_width(low, high << 32 | low);
     if until_ns == 0 {
         call.vcpu.timer = 0;
-    } else {
-        // A time in the past fires at once.
-        call.machine.set_timer(call.vcpu, until_ns);
+        return Ok(0);
     }
+    if until_ns >= HUGE_NS {
+        let now_ns = call.machine.now_ns();
+        if (until_ns as i64) < 0 || until_ns.saturating_sub(now_ns) >= HUGE_NS {
+            until_ns = now_ns + HUGE_FIRES_NS;
+        }
+    }
+    // A time in the past fires at once.
+    call.machine.set_timer(call.vcpu, until_ns);
     Ok(0)
 }

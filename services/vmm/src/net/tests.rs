@@ -31,7 +31,7 @@ fn setup() -> Setup {
     for page in 8..60 {
         permit(&guest.memory, page, page, false);
     }
-    let port = guest.events.allocate_unbound().unwrap();
+    let port = guest.events.allocate_unbound(0).unwrap();
     let mut vif = Vif::new(32);
     let (client, mut server) = channel_with_pool::<Net>(POOL_SIZE);
     let pool = Pool::from_region(server.info().pool);

@@ -1,0 +1,223 @@
+//! Several vCPUs of one guest: whose turn it is, and how they start and stop each other.
+//!
+//! All vCPUs of a guest run on the VMM's one thread, one after the other: the one that runs is with the
+//! main loop, the others are parked here. A vCPU has its turn until it waits, yields, or its slice is over
+//! while another one could run. INIT and SIPI as the local APIC sends them: Intel SDM vol. 3, 9.4 (a second
+//! SIPI has no effect); a vCPU that halts with interrupts off is down as in Xen's hvm_vcpu_down.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::machine::{Machine, Platform, Start, Vcpu, Wait};
+
+/// The vCPUs whose turn it is not, by number. A guest with one vCPU has none.
+#[derive(Debug, Default)]
+pub struct Parked(Vec<Option<Box<Vcpu>>>);
+
+impl Parked {
+    /// A guest with `count` vCPUs, the first of which is with the caller; the others are to be started.
+    pub fn new(count: usize) -> Self {
+        if count <= 1 {
+            return Self::default();
+        }
+        let parked = |id| {
+            (id > 0).then(|| {
+                let mut vcpu = Box::new(Vcpu::new(id as u32));
+                vcpu.wait = Wait::Start;
+                vcpu
+            })
+        };
+        Self((0..count).map(parked).collect())
+    }
+
+    /// Whether there are others at all.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A vCPU whose turn it is not.
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Vcpu> {
+        self.0.get_mut(id as usize)?.as_deref_mut()
+    }
+
+    /// All vCPUs whose turn it is not, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Vcpu> {
+        self.0.iter_mut().filter_map(|vcpu| vcpu.as_deref_mut())
+    }
+
+    /// All vCPUs whose turn it is not.
+    pub fn iter(&self) -> impl Iterator<Item = &Vcpu> {
+        self.0.iter().filter_map(|vcpu| vcpu.as_deref())
+    }
+}
+
+impl<P: Platform> Machine<P> {
+    /// Whether this vCPU, or one that is parked, exists.
+    pub fn has_vcpu(&self, running: &Vcpu, id: u32) -> bool {
+        id == running.id || self.parked.iter().any(|vcpu| vcpu.id == id)
+    }
+
+    /// The vCPU with this number: the one that runs, or a parked one.
+    pub fn vcpu_mut<'a>(&'a mut self, running: &'a mut Vcpu, id: u32) -> Option<&'a mut Vcpu> {
+        if id == running.id { Some(running) } else { self.parked.get_mut(id) }
+    }
+
+    /// Whether a parked vCPU could run now. Their timers are looked at, too.
+    pub fn is_parked_ready(&mut self) -> bool {
+        (0..self.parked.0.len()).any(|id| self.is_ready(id))
+    }
+
+    fn is_ready(&mut self, id: usize) -> bool {
+        // It is taken out so that the machine can look at it.
+        let Some(mut vcpu) = self.parked.0.get_mut(id).and_then(Option::take) else { return false };
+        let is_ready = self.wakes(&mut vcpu);
+        // What is due on it is found when it is entered.
+        self.guest.events.noticed(1 << (id % 32));
+        if let Some(place) = self.parked.0.get_mut(id) {
+            *place = Some(vcpu);
+        }
+        is_ready
+    }
+
+    /// Parks the vCPU that ran and takes the next one that can run in its place, in turn; `false`: no other one can.
+    pub fn take_turn(&mut self, running: &mut Box<Vcpu>) -> bool {
+        let (count, at) = (self.parked.0.len(), running.id as usize);
+        let next = (1..count).map(|step| (at + step) % count).find(|&id| self.is_ready(id));
+        let Some(next) = next.and_then(|id| self.parked.0.get_mut(id)).and_then(Option::take) else {
+            return false;
+        };
+        let before = core::mem::replace(running, next);
+        if let Some(place) = self.parked.0.get_mut(at) {
+            *place = Some(before);
+        }
+        true
+    }
+
+    /// The TSC at which this vCPU or a parked one needs to be looked at, see [`Self::deadline`]; 0: never.
+    pub fn deadline_of_all(&self, running: &Vcpu) -> u64 {
+        let others = self.parked.iter().map(|vcpu| self.deadline(vcpu));
+        others.fold(self.deadline(running), |a, b| if a == 0 || b == 0 { a | b } else { a.min(b) })
+    }
+
+    /// INIT: the vCPU stops and waits for a SIPI.
+    pub fn reset_vcpu(&mut self, running: &mut Vcpu, id: u32) {
+        if let Some(vcpu) = self.vcpu_mut(running, id) {
+            vcpu.reset();
+        }
+    }
+
+    /// Lets a vCPU that waits for it start; one that is up is left alone.
+    pub fn start_vcpu(&mut self, running: &mut Vcpu, id: u32, start: Start) {
+        if let Some(vcpu) = self.vcpu_mut(running, id)
+            && vcpu.wait == Wait::Start
+            && vcpu.start.is_none()
+        {
+            (vcpu.start, vcpu.is_initialised) = (Some(start), true);
+        }
+    }
+
+    /// The vCPU halted with interrupts off; whether it was the last one that was up.
+    pub fn stop_vcpu(&mut self, running: &mut Vcpu) -> bool {
+        running.wait = Wait::Start;
+        self.parked.iter().all(|vcpu| vcpu.wait == Wait::Start && vcpu.start.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::machine_of;
+
+    #[test]
+    fn vcpus_have_their_turns_in_order_and_those_that_wait_have_none() {
+        let (mut machine, first) = machine_of(4);
+        let mut running = Box::new(first);
+        assert!(!machine.is_parked_ready() && !machine.take_turn(&mut running), "none was started");
+        for id in [1, 3] {
+            machine.start_vcpu(&mut running, id, Start::Sipi(id as u8));
+        }
+        let mut turns = Vec::new();
+        for _ in 0..5 {
+            assert!(machine.take_turn(&mut running));
+            turns.push(running.id);
+        }
+        assert_eq!(turns, [1, 3, 0, 1, 3]);
+        machine.parked.get_mut(0).unwrap().wait = Wait::Interrupt;
+        assert!(machine.take_turn(&mut running));
+        assert_eq!(running.id, 1);
+        assert!(machine.parked.get_mut(1).is_none(), "the one that runs is not parked");
+        assert!(
+            machine.has_vcpu(&running, 1) && machine.has_vcpu(&running, 2) && !machine.has_vcpu(&running, 4)
+        );
+    }
+
+    #[test]
+    fn a_second_sipi_has_no_effect_and_init_stops() {
+        let (mut machine, mut first) = machine_of(2);
+        machine.start_vcpu(&mut first, 1, Start::Sipi(0x98));
+        machine.start_vcpu(&mut first, 1, Start::Sipi(0x99));
+        assert!(machine.is_parked_ready());
+        let start = machine.parked.get_mut(1).unwrap().start.take();
+        assert!(matches!(start, Some(Start::Sipi(0x98))));
+        machine.start_vcpu(&mut first, 1, Start::Sipi(0x9a));
+        assert!(machine.parked.get_mut(1).unwrap().start.is_none());
+        machine.reset_vcpu(&mut first, 1);
+        assert!(!machine.is_parked_ready());
+        machine.start_vcpu(&mut first, 7, Start::Sipi(1));
+        machine.start_vcpu(&mut first, 0, Start::Sipi(1));
+        assert!(first.start.is_none(), "it runs");
+    }
+
+    #[test]
+    fn the_guest_is_off_when_the_last_vcpu_halts_for_good() {
+        let (mut machine, first) = machine_of(2);
+        let mut running = Box::new(first);
+        machine.start_vcpu(&mut running, 1, Start::Sipi(1));
+        assert!(!machine.stop_vcpu(&mut running));
+        assert!(machine.take_turn(&mut running) && running.id == 1);
+        running.start = None;
+        assert!(machine.stop_vcpu(&mut running));
+    }
+
+    #[test]
+    fn a_parked_vcpus_timer_is_a_deadline_and_wakes_it() {
+        let (mut machine, first) = machine_of(2);
+        let mut running = Box::new(first);
+        machine.guest.callback = Some(0xf3);
+        machine.guest.events.bind_virq(0, 1).unwrap();
+        let other = machine.parked.get_mut(1).unwrap();
+        (other.wait, other.timer) = (Wait::Interrupt, 700);
+        assert_eq!(machine.deadline_of_all(&running), 700);
+        assert!(!machine.is_parked_ready());
+        machine.platform.tsc.set(700);
+        assert!(machine.take_turn(&mut running) && running.id == 1);
+        assert_eq!(machine.deadline_of_all(&running), 0);
+    }
+
+    /// A masked port made pending by one vCPU left another one waiting that polled it; and an upcall due on a
+    /// vCPU that was known to be ready kept the running one from being settled.
+    #[test]
+    fn news_of_a_parked_vcpu_unsettle_the_running_one_once() {
+        let (mut machine, first) = machine_of(2);
+        let mut running = Box::new(first);
+        machine.guest.callback = Some(0xf3);
+        running.has_news = false;
+        let ports = [(); 2].map(|()| machine.guest.events.bind_ipi(1).unwrap());
+        machine.guest.special(0).unwrap().set_u64(0xa00, 1 << ports[0].0);
+        let other = machine.parked.get_mut(1).unwrap();
+        other.polled.push(ports[0]);
+        other.wait = Wait::Poll { until_ns: 0, is_deaf: false };
+        assert!(!machine.is_parked_ready() && machine.is_settled(&running));
+        machine.guest.events.send(ports[0]).unwrap();
+        assert!(!machine.is_settled(&running));
+        assert!(machine.is_parked_ready() && machine.is_settled(&running));
+        machine.parked.get_mut(1).unwrap().wait = Wait::Interrupt;
+        assert!(!machine.is_parked_ready());
+        machine.guest.events.send(ports[1]).unwrap();
+        assert!(!machine.is_settled(&running));
+        assert!(machine.is_parked_ready() && machine.is_settled(&running));
+        assert!(machine.take_turn(&mut running));
+        assert!(machine.guest.events.has_upcall(1) && !machine.is_settled(&running));
+    }
+}
