@@ -33,7 +33,13 @@ const fn mode(name: &'static str) -> Mode {
 }
 
 /// All modes. A new one is a line here.
-const MODES: &[Mode] = &[mode("callers"), mode("selftest")];
+const MODES: &[Mode] = &[
+    mode("apic"),
+    mode("callers"),
+    mode("mmio"),
+    Mode { more: "vcpus = 3\n", ..mode("processors") },
+    mode("selftest"),
+];
 
 fn config(mode: &Mode, dir: &Path) -> ConfigFile {
     let Mode { name, memory_mib, more } = mode;

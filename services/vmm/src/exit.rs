@@ -125,7 +125,7 @@ impl<P: Platform> Machine<P> {
             ALIGNMENT_CHECK => inject::alignment_check(state),
             VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=RDPRU => inject::invalid_opcode(state),
             RDPMC => inject::general_protection(state),
-            NPF => return nested_fault(state),
+            NPF => return self.nested_fault(vcpu, state),
             SHUTDOWN => {
                 return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
             }
@@ -170,6 +170,10 @@ impl<P: Platform> Machine<P> {
         self.account_entry(vcpu, || Paging::of(state));
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
+        // One after the other: whatever else is to be injected goes first.
+        if vcpu.apic.has_command() && state.inject == 0 && vcpu.apic.take_nmi() {
+            inject::nmi(state);
+        }
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
         vcpu.offered = vcpu.apic.next();
         vcpu.has_news = vcpu.offered.is_some();
@@ -285,6 +289,10 @@ impl<P: Platform> Machine<P> {
         let is_instruction = matches!(state.exit_code as u32, DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU)
             && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
         let has_them = state.store & groups::SEGMENTS != 0;
+        // A nested fault asks by itself for what it needs.
+        if state.exit_code as u32 == NPF {
+            return false;
+        }
         if has_them || !is_instruction || vcpu.lengths.get(state.rip, state.cr3).is_some() {
             state.store &= !groups::SEGMENTS;
             return false;
@@ -326,19 +334,6 @@ impl<P: Platform> Machine<P> {
 
 fn crash(what: core::fmt::Arguments<'_>) -> Outcome {
     Outcome::End(EndReason::Crash, sentence(what))
-}
-
-/// An access outside of RAM: reads there would need an instruction decoder, which does not exist yet.
-fn nested_fault(state: &VcpuState) -> Outcome {
-    let access = match state.exit_info1 {
-        code if code & 16 != 0 => "fetches from",
-        code if code & 2 != 0 => "writes to",
-        _ => "reads",
-    };
-    crash(format_args!(
-        "the guest {access} guest-physical address {:#x}, where nothing is (rip {:#x}, cr3 {:#x}, code {:#x})",
-        state.exit_info2, state.rip, state.cr3, state.exit_info1
-    ))
 }
 
 /// A state that the processor refuses. Where it does not raise #GP for a bad CR write itself, this does;
@@ -425,8 +420,10 @@ mod tests {
     #[test]
     fn a_local_apic_interrupt_is_accepted_when_the_guest_took_it_and_kept_when_delivery_broke() {
         let (mut machine, mut vcpu) = machine();
-        vcpu.apic.write(0x83f, 0xf6).unwrap();
         let mut state = exit(INTR);
+        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
+            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
+        }
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
         machine.handle_exit(&mut vcpu, &mut state);
@@ -499,8 +496,10 @@ mod tests {
     #[test]
     fn an_interrupt_taken_before_a_signal_is_not_offered_again() {
         let (mut machine, mut vcpu) = machine();
-        vcpu.apic.write(0x83f, 0xf6).unwrap();
         let mut state = exit(INTR);
+        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
+            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
+        }
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
         state.interrupt = 0xf6;
@@ -524,11 +523,13 @@ mod tests {
         let (mut machine, mut vcpu) = machine();
         let mut state = exit(NPF);
         (state.exit_info1, state.exit_info2) = (0x1_0000_0006, 0xfee0_0030);
+        // While a double fault is delivered.
+        state.exit_int_info = 0x8000_0b08;
         let Outcome::End(EndReason::Crash, detail) = machine.handle_exit(&mut vcpu, &mut state) else {
             panic!()
         };
         assert!(
-            detail.contains("writes to guest-physical address 0xfee00030") && detail.contains("0x5000"),
+            detail.contains("triple fault: guest-physical address 0xfee00030") && detail.contains("0x5000"),
             "{detail}"
         );
         let outcome = machine.handle_exit(&mut vcpu, &mut exit(SHUTDOWN));

@@ -17,6 +17,7 @@ pub mod console;
 pub mod cpuid;
 pub mod debug;
 pub mod devices;
+pub mod emulate;
 pub mod entry;
 pub mod errno;
 pub mod events;

@@ -13,7 +13,7 @@ use proto::text::Text;
 use proto::toolstack::EndReason;
 use rt::time;
 
-use crate::apic::Apic;
+use crate::apic::{self, Apic};
 use crate::clock::Clock;
 use crate::cpuid::Cpuid;
 use crate::errno::Errno;
@@ -300,14 +300,6 @@ impl Vcpu {
             start: None,
         }
     }
-
-    /// INIT: it waits to be started. What it registered with the hypervisor stays.
-    pub fn reset(&mut self) {
-        self.apic = Apic::new(self.id * 2);
-        (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
-        self.is_initialised = false;
-        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
-    }
 }
 
 /// What follows an exit.
@@ -407,13 +399,22 @@ impl<P: Platform> Machine<P> {
     pub(crate) fn has_interrupt(&self, vcpu: &Vcpu) -> bool {
         self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
             || vcpu.apic.next().is_some()
+            || vcpu.apic.has_command()
     }
 
-    /// Raises the timers' VIRQ if the time of one has come; its TSC.
+    /// The present, as the local APIC needs it.
+    pub fn now(&self) -> apic::Now {
+        apic::Now { tsc: self.platform.tsc(), clock: self.guest.clock }
+    }
+
+    /// Raises the timers' VIRQ, and the local APIC's timer interrupt, if the time of one has come; its TSC.
     #[inline]
     pub fn tick(&mut self, vcpu: &mut Vcpu) -> Option<u64> {
         if vcpu.periodic_ns.0 != 0 {
             self.tick_periodic(vcpu);
+        }
+        if vcpu.apic.due() != 0 {
+            vcpu.apic.tick(&self.now());
         }
         if vcpu.timer != 0 && self.platform.tsc() >= vcpu.timer {
             self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
@@ -466,7 +467,7 @@ impl<P: Platform> Machine<P> {
             _ => 0,
         };
         let periodic = if vcpu.periodic_ns.0 == 0 { 0 } else { self.guest.clock.tsc(vcpu.periodic_ns.1) };
-        let own = earlier(earlier(vcpu.timer, poll), periodic);
+        let own = earlier(earlier(earlier(vcpu.timer, vcpu.apic.due()), poll), periodic);
         earlier(earlier(own, self.guest.events.held_until), self.guest.watchdogs.due())
     }
 }

@@ -386,19 +386,33 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Contiguous RAM at `gpa`, for loading large files in one copy.
+    /// Copies `bytes` to RAM at `gpa` and zeros behind them, `len` bytes together: large files in one copy per
+    /// range. What special frames hide is written, not they.
     ///
     /// # Errors
-    /// [`Unbacked`] when not all of it is RAM of one range.
-    pub fn ram_window(&self, gpa: GuestPhys, len: u64) -> Result<Shared, Unbacked> {
-        for (start, memory) in &self.ram {
-            if let Some(offset) = gpa.0.checked_sub(*start)
-                && offset.checked_add(len).is_some_and(|end| end <= memory.len() as u64)
-            {
-                return memory.part(offset as usize, len as usize).map_err(|_| Unbacked);
-            }
+    /// [`Unbacked`] when not all of it is RAM; part may have been copied.
+    pub fn load(&self, gpa: GuestPhys, bytes: &[u8], len: u64) -> Result<(), Unbacked> {
+        let (mut at, mut rest, mut left) = (gpa.0, bytes, len.max(bytes.len() as u64));
+        while left > 0 {
+            let window = self.ram_from(GuestPhys(at), left).ok_or(Unbacked)?;
+            let (now, later) = rest.split_at(rest.len().min(window.len()));
+            let written = window.write(0, now);
+            let zeroed = window.fill(now.len(), window.len() - now.len(), 0);
+            written.and(zeroed).map_err(|_| Unbacked)?;
+            rest = later;
+            left -= window.len() as u64;
+            at = at.checked_add(window.len() as u64).ok_or(Unbacked)?;
         }
-        Err(Unbacked)
+        Ok(())
+    }
+
+    /// What one range has of the `len` bytes of RAM from `gpa` on; at least one byte.
+    fn ram_from(&self, gpa: GuestPhys, len: u64) -> Option<Shared> {
+        self.ram.iter().find_map(|(start, memory)| {
+            let offset = gpa.0.checked_sub(*start).filter(|&offset| offset < memory.len() as u64)?;
+            let len = len.min(memory.len() as u64 - offset);
+            memory.part(offset as usize, len as usize).ok()
+        })
     }
 }
 
@@ -493,7 +507,22 @@ pub mod tests {
         assert_eq!(memory.write(GuestPhys(u64::MAX - 2), &[0; 8]), Err(Unbacked));
         assert!(memory.page(Gfn(u64::MAX)).is_none());
         assert!(memory.special(SPECIALS).is_none());
-        assert!(memory.ram_window(GuestPhys(0x3000), 0x1001).is_err());
+        assert_eq!(memory.load(GuestPhys(0x3000), &[], 0x1001), Err(Unbacked));
+    }
+
+    #[test]
+    fn files_are_loaded_over_the_border_of_two_ranges() {
+        let (low, high) = (leak(2), leak(2));
+        let memory = GuestMemory::new(&[(GuestPhys(0), low), (GuestPhys(0x2000), high)], leak(SPECIALS));
+        memory.write(GuestPhys(0), &[0xff; 0x4000]).unwrap();
+        memory.load(GuestPhys(0x1800), &[7; 0x1000], 0x1800).unwrap();
+        let mut bytes = [0; 0x4000];
+        memory.read(GuestPhys(0), &mut bytes).unwrap();
+        let expected =
+            [(0, 0xff), (0x17ff, 0xff), (0x1800, 7), (0x27ff, 7), (0x2800, 0), (0x2fff, 0), (0x3000, 0xff)];
+        assert_eq!(expected.map(|(at, _)| (at, bytes[at])), expected);
+        assert_eq!(memory.load(GuestPhys(0x3000), &[], u64::MAX), Err(Unbacked));
+        assert_eq!(memory.load(GuestPhys(u64::MAX), &[1], 1), Err(Unbacked));
     }
 
     #[test]

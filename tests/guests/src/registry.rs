@@ -7,4 +7,10 @@ use crate::numbers::Random;
 pub type Mode = fn(&mut Check, &mut Random);
 
 /// All of them, by name.
-pub const MODES: &[(&str, Mode)] = &[("callers", crate::modes::run), ("selftest", crate::selftest::run)];
+pub const MODES: &[(&str, Mode)] = &[
+    ("apic", crate::apic::run),
+    ("callers", crate::modes::run),
+    ("mmio", crate::mmio::run),
+    ("processors", crate::processors::run),
+    ("selftest", crate::selftest::run),
+];
