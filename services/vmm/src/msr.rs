@@ -167,7 +167,8 @@ impl<P: Platform> Machine<P> {
         const IRET: usize = 23;
         // Only page 0 exists; its number would be in the low bits.
         let frame = Gfn(value / PAGE as u64);
-        let page = self.guest.memory.page(frame).filter(|_| value % PAGE as u64 == 0).ok_or(Refused)?;
+        let page =
+            self.guest.memory.page(frame).filter(|_| value.is_multiple_of(PAGE as u64)).ok_or(Refused)?;
         for number in 0..PAGE / STUB {
             let mut stub = [0xcc; STUB];
             let code: [u8; 9] = [0xb8, number as u8, 0, 0, 0, 0x0f, 0x01, 0xd9, 0xc3];
