@@ -5,6 +5,7 @@
 //!
 //! | exit | what the guest gets | why |
 //! |---|---|---|
+//! | CR8 | it is done: [`crate::task_priority`] | it is the local APIC's register |
 //! | DR0-DR3, DR7 written | it is done: [`crate::debug`] | QEMU would keep the breakpoints for everybody |
 //! | #DB, #AC | the same exception | intercepted for the processor's sake, see the kernel's `vmcb.rs` |
 //! | INTR, NMI, SMI, INIT | nothing | the machine's; the kernel's matter |
@@ -18,7 +19,7 @@
 //! | INVALID | #GP; the same again 64 times: the guest ends | QEMU's answer to a reserved CR bit |
 //! | all others | the guest ends | the kernel does not ask for them |
 //!
-//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, IRET, PUSHF, INVLPG, CR accesses, task
+//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, IRET, PUSHF, INVLPG, CR accesses but CR8, task
 //! switches, ICEBP, FERR_FREEZE: what they change is in the VMCB, and an interrupt ends what takes long.
 //! Source: AMD64 APM vol. 2, appendix C (exit codes), chapter 15.
 
@@ -34,6 +35,8 @@ use crate::memory::PAGE;
 use crate::ports::IoDone;
 use crate::walk::{Access, Paging};
 
+const CR8_READ: u32 = 0x08;
+const CR8_WRITE: u32 = 0x18;
 const DR_WRITE_FIRST: u32 = 0x30;
 const DR_WRITE_LAST: u32 = 0x37;
 const DEBUG: u32 = 0x41;
@@ -120,6 +123,7 @@ impl<P: Platform> Machine<P> {
                 self.skip(vcpu, state, 2);
                 return Outcome::Yield;
             }
+            CR8_READ | CR8_WRITE => self.access_task_priority(vcpu, state),
             DR_WRITE_FIRST..=DR_WRITE_LAST => self.write_debug_register(vcpu, state),
             DEBUG => inject::debug(state),
             ALIGNMENT_CHECK => inject::alignment_check(state),
@@ -286,8 +290,10 @@ impl<P: Platform> Machine<P> {
     /// store unless it is asked: then the instruction exits once more. Those that were measured need no look.
     #[inline(never)]
     fn lacks_segments(&self, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
-        let is_instruction = matches!(state.exit_code as u32, DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU)
-            && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
+        let is_instruction = matches!(
+            state.exit_code as u32,
+            CR8_READ | CR8_WRITE | DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU
+        ) && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
         if !is_instruction {
             return false;
         }

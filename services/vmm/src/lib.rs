@@ -36,6 +36,7 @@ pub mod ports;
 pub mod reservation;
 pub mod runstate;
 pub mod store;
+mod task_priority;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vcpus;

@@ -178,6 +178,14 @@ fn priorities(check: &mut Check) {
     write(TPR, 0);
     let_interrupts_in();
     check.equal_hex("the other one comes later", 0x41u64, order());
+    let class: u64;
+    write(TPR, 0x35);
+    check.works("CR8 is read", instructions!("mov {v}, cr8"; v = inout(reg) 0u64 => class));
+    check.equal_hex("CR8 is TPR's class", 3u64, class);
+    check.works("CR8 is written", instructions!("mov cr8, {v}"; v = in(reg) 6u64));
+    check.equal_hex("TPR after that", 0x60u64, read(TPR));
+    check.faults("CR8 has four bits", GP, instructions!("mov cr8, {v}"; v = in(reg) 16u64));
+    write(TPR, 0);
     let before = traps::count(2);
     traps::on(2, |_| ());
     write(ICR, TO_SELF | 0x400);

@@ -7,7 +7,7 @@ use crate::machine::{self, hypercall, poke};
 use crate::numbers::Random;
 use crate::out::{self, say};
 use crate::traps::{fault_count, last_fault};
-use crate::xen::{HVM_OP, MEMORY_OP, SCHED_OP, notify, parameter};
+use crate::xen::{HVM_OP, MEMORY_OP, MULTICALL, SCHED_OP, notify, parameter};
 use crate::{NOWHERE, SCRATCH, paging};
 
 /// A mode: attempts made.
@@ -66,8 +66,9 @@ fn hypercalls(random: &mut Random) -> u64 {
         }
         let number = if n % 64 == 0 { random.next() } else { random.below(64) };
         let args = [(); 5].map(|()| random.argument());
-        // MEMORY_OP's mapping of frames has its own mode: it may take this program's pages away.
-        let number = if matches!(number, SCHED_OP | MEMORY_OP) { HVM_OP } else { number };
+        // MEMORY_OP's mapping of frames has its own mode: it may take this program's pages away, and so may
+        // a list of calls with one of it.
+        let number = if matches!(number, SCHED_OP | MEMORY_OP | MULTICALL) { HVM_OP } else { number };
         hypercall(number, args);
     }
     CALLS

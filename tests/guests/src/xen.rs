@@ -4,6 +4,8 @@ use crate::machine::{hypercall, peek, poke};
 
 /// Numbers.
 pub const MEMORY_OP: u64 = 12;
+/// A list of calls.
+pub const MULTICALL: u64 = 13;
 /// xen_version.
 pub const XEN_VERSION: u64 = 17;
 /// console_io.

@@ -171,6 +171,7 @@ impl GuestContext {
         let (vmcb_frame, fpu) = (frames, frames.offset(1));
         // SAFETY: the frames were donated for this vCPU and are zero.
         let block = unsafe { &mut *(vmcb_frame.direct() as *mut Vmcb) };
+        block.intercept_cr = vmcb::TASK_PRIORITY;
         block.intercept_dr = vmcb::DEBUG_WRITES;
         block.intercept_exceptions = vmcb::EXCEPTIONS;
         block.intercept_misc1 = vmcb::MISC1;

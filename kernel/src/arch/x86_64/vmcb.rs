@@ -86,6 +86,8 @@ const _: () = {
 pub const MISC1: u32 = 0b1111 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 31;
 /// `intercept_misc2`: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT, XSETBV, RDPRU.
 pub const MISC2: u32 = 0b111_1111 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14;
+/// `intercept_cr`: reads and writes of CR8, which is a register of the guest's local APIC.
+pub const TASK_PRIORITY: u32 = 1 << 8 | 1 << 24;
 /// `intercept_dr`: writes of DR0-DR3 and DR7 (DR5 may be DR7's alias). QEMU keeps breakpoints that the guest
 /// set when the host runs; those that VMRUN loads it does not.
 pub const DEBUG_WRITES: u32 = 0b1010_1111 << 16;

@@ -472,6 +472,16 @@ impl Apic {
         }
     }
 
+    /// The task priority's class, which is CR8.
+    pub fn task_class(&self) -> u8 {
+        self.tpr >> 4
+    }
+
+    /// Writes CR8.
+    pub fn set_task_class(&mut self, class: u8) {
+        self.tpr = class << 4;
+    }
+
     /// Takes what a command brings.
     pub fn receive(&mut self, delivery: Delivery) {
         if self.mode() == Mode::Disabled {
