@@ -13,6 +13,10 @@ use crate::text::{List, Text};
 pub const VCPUS_MAX: usize = 32;
 /// Where a VMM finds its guest's RAM: guest-physical address 0 is mapped here.
 pub const RAM_BASE: u64 = 0x200_0000_0000;
+/// Guest RAM below 4 GiB ends here; the rest of those 4 GiB is for devices and firmware tables.
+pub const LOW_RAM_END: u64 = 3 << 30;
+/// RAM that does not fit below [`LOW_RAM_END`] begins here.
+pub const HIGH_RAM_START: u64 = 4 << 30;
 /// Frames of the VMM's own that it may map into the guest (shared_info, grant table, rings, ACPI, ...).
 pub const SPECIAL_FRAMES: u64 = 40;
 /// Slots that a VMM may fill with capabilities that it derives: the first one; they reach to the end of its table.

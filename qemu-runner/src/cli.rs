@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::accel::Accel;
+use crate::guest::package::Name;
 use crate::qemu::Net;
 
 /// Builds Ailurus, starts it in QEMU with guests, and attaches to the first guest's console.
@@ -92,7 +93,7 @@ const TRACE_KIB: u32 = 512;
 pub struct RunArgs {
     /// An xl.cfg file; paths in it are host paths, absolute or relative to the file. May be repeated; none:
     /// the default guest.
-    #[arg(long = "guest", value_name = "FILE.cfg", conflicts_with_all = ["kernel", "initrd", "disk"])]
+    #[arg(long = "guest", value_name = "FILE.cfg", conflicts_with_all = ["kernel", "kernel_package", "initrd", "disk"])]
     pub guests: Vec<PathBuf>,
     /// Run a command at the operator's prompt once the guests are up, its output to stdout. May be repeated;
     /// then the guests are shut down.
@@ -138,6 +139,10 @@ pub struct RunArgs {
     /// A kernel in place of the default guest's.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+    /// The default guest with the kernel of another Debian package: linux-image-cloud-amd64,
+    /// linux-image-amd64/trixie, or linux-image-amd64/newest for the newest in Debian's archive.
+    #[arg(long, value_name = "NAME[/SUITE]", conflicts_with = "kernel")]
+    pub kernel_package: Option<Name>,
     /// An initial RAM disk in place of the default guest's.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -225,5 +230,8 @@ mod tests {
         assert!(size("99999999999G").is_err());
         assert!(Cli::try_parse_from(["qemu-runner"]).unwrap().command.is_none());
         assert!(Cli::try_parse_from(["qemu-runner", "run", "--guest", "a", "--kernel", "b"]).is_err());
+        let package = |name| Cli::try_parse_from(["qemu-runner", "run", "--kernel-package", name]);
+        assert!(package("linux-image-rt-amd64/trixie").is_ok());
+        assert!(package("bash").unwrap_err().to_string().contains("is no kernel package"));
     }
 }

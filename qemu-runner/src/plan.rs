@@ -9,7 +9,7 @@ use image_builder::{File, Progress};
 use proto::toolstack::{CONFIGS_FILE, CONFIGS_MAX, GuestConfig as PackedConfig, GuestConfigs, Resource};
 use toolstack::config::{FILE_MAX, GuestConfig, HostPathUse, Source, Span, Spanned, parse};
 
-use crate::guest::kernel;
+use crate::guest::{kernel, package};
 use crate::qemu::Drive;
 use crate::{Error, host};
 
@@ -369,11 +369,12 @@ pub fn machine_memory(plan: &Plan, asked: Option<u64>) -> Result<u64, Error> {
 /// A package, tool or file that cannot be had.
 pub fn default_config(
     kernel: Option<&Path>,
+    package: Option<&package::Name>,
     initrd: Option<&Path>,
     disk: Option<&Path>,
     progress: Progress,
 ) -> Result<ConfigFile, Error> {
-    use crate::guest::{CMDLINE, NAME, own_root, prepare, xl_cfg};
+    use crate::guest::{CMDLINE, NAME, own_root, prepare_with, xl_cfg};
     let cmdline = |has_disk| if has_disk { CMDLINE } else { "console=hvc0 8250.nr_uarts=0 quiet" };
     let absolute = |path: &Path| std::path::absolute(path).map_err(Error::path(path));
     let dir = host::cache_dir();
@@ -382,7 +383,7 @@ pub fn default_config(
         let disk = disk.map(absolute).transpose()?;
         xl_cfg("guest", &absolute(kernel)?, initrd.as_deref(), disk.as_deref(), cmdline(disk.is_some()))
     } else {
-        let files = prepare(progress)?;
+        let files = prepare_with(package, progress)?;
         let initrd = initrd.map(absolute).transpose()?.unwrap_or_else(|| files.initrd.clone());
         let disk = match disk {
             Some(disk) => absolute(disk)?,

@@ -44,7 +44,13 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
 fn request(args: &RunArgs, is_interactive: bool) -> Result<Request, Error> {
     let progress = Progress::Shown;
     let guests = if args.guests.is_empty() {
-        vec![default_config(args.kernel.as_deref(), args.initrd.as_deref(), args.disk.as_deref(), progress)?]
+        vec![default_config(
+            args.kernel.as_deref(),
+            args.kernel_package.as_ref(),
+            args.initrd.as_deref(),
+            args.disk.as_deref(),
+            progress,
+        )?]
     } else {
         args.guests.iter().map(|path| ConfigFile::read(path)).collect::<Result<_, _>>()?
     };

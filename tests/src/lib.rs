@@ -6,6 +6,7 @@
 
 pub mod grub;
 pub mod http;
+pub mod minimal;
 pub mod programs;
 pub mod terminal;
 

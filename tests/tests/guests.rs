@@ -33,7 +33,30 @@ const fn mode(name: &'static str) -> Mode {
 }
 
 /// All modes. A new one is a line here.
-const MODES: &[Mode] = &[mode("callers"), mode("selftest"), mode("time")];
+const MODES: &[Mode] = &[
+    mode("selftest"),
+    mode("cpu-state"),
+    mode("cpu-neighbour"),
+    mode("cpu-hostile"),
+    mode("msr-table"),
+    mode("cpuid-table"),
+    Mode {
+        name: "cpuid-narrow",
+        memory_mib: 16,
+        more: "cpuid = \"host,sse3=0,invtsc=0,fpu=0,avx=0,sse2=1\"\n",
+    },
+    mode("exits"),
+    mode("apic"),
+    mode("callers"),
+    mode("hypercalls-grants"),
+    mode("hypercalls-hvm"),
+    mode("hypercalls-memory"),
+    mode("hypercalls-refused"),
+    mode("hypercalls-version"),
+    mode("mmio"),
+    mode("time"),
+    Mode { more: "vcpus = 3\n", ..mode("processors") },
+];
 
 fn config(mode: &Mode, dir: &Path) -> ConfigFile {
     let Mode { name, memory_mib, more } = mode;

@@ -4,6 +4,7 @@ pub mod cpio;
 pub mod initrd;
 pub mod kernel;
 pub mod modules;
+pub mod package;
 pub mod probe;
 pub mod root;
 pub mod standard;
@@ -48,9 +49,22 @@ pub struct Parts {
 /// # Errors
 /// A tool or package that cannot be had; the message says what to do.
 pub fn prepare(progress: Progress) -> Result<Files, Error> {
+    prepare_with(None, progress)
+}
+
+/// [`prepare`] with the kernel of another package, and its modules.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_with(kernel: Option<&package::Name>, progress: Progress) -> Result<Files, Error> {
     let cache = cache_dir();
     let _lock = Lock::take(&cache.join("lock"))?;
-    let parts = parts(&cache, progress)?;
+    let parts = match kernel {
+        None => parts(&cache, progress)?,
+        Some(name) => {
+            Parts { kernel: package::kernel(name, &cache, progress)?, busybox: busybox(&cache, progress)? }
+        }
+    };
     let modules = modules_of(&parts.kernel)?;
     let busybox = std::fs::read(&parts.busybox).map_err(Error::path(&parts.busybox))?;
     let archive = initrd::build(&busybox, &modules);
@@ -103,54 +117,32 @@ pub fn xl_cfg(
 }
 
 fn parts(cache: &Path, progress: Progress) -> Result<Parts, Error> {
-    let parts = Parts { kernel: cache.join("linux"), busybox: cache.join("busybox") };
-    if parts.kernel.exists() && parts.busybox.exists() {
-        return Ok(parts);
-    }
-    progress.say("The default guest is made of Debian packages, downloaded and unpacked below target/guest.");
-    let mut apt = Apt::new(&cache.join("packages"))?;
-    if !parts.busybox.exists() {
-        let package = apt.download("busybox-static", progress)?;
-        let tree = tempfile::tempdir_in(cache).map_err(Error::path(cache))?;
-        unpack(&package, tree.path())?;
-        let inside = ["bin/busybox", "usr/bin/busybox"].map(|p| tree.path().join(p));
-        let busybox = inside
-            .iter()
-            .find(|p| p.is_file())
-            .ok_or_else(|| Error::Usage(format!("{} has no busybox in it", package.display())))?;
-        std::fs::rename(busybox, &parts.busybox).map_err(Error::path(&parts.busybox))?;
-    }
+    let parts = Parts { kernel: cache.join("linux"), busybox: busybox(cache, progress)? };
     if !parts.kernel.exists() {
+        let mut apt = Apt::new(&cache.join("packages"))?;
         let name = apt.resolve("linux-image-amd64", "linux-image-", progress)?;
         let package = apt.download(&name, progress)?;
-        let step = progress.step(format!("unpack {name}"));
-        let tree = tempfile::tempdir_in(cache).map_err(Error::path(cache))?;
-        unpack(&package, tree.path())?;
-        keep_kernel(tree.path(), &parts.kernel)?;
-        step.done("done");
+        package::unpack_kernel(&name, &[package], cache, &parts.kernel, progress)?;
     }
     Ok(parts)
 }
 
-/// Moves what the guest needs out of an unpacked kernel package; all of it has 400 MiB.
-fn keep_kernel(tree: &Path, to: &Path) -> Result<(), Error> {
-    let missing = |what: &str| Error::Usage(format!("the kernel package has no {what}"));
-    let boot = tree.join("boot");
-    let vmlinuz = first(&boot, "vmlinuz-").ok_or_else(|| missing("boot/vmlinuz-*"))?;
-    let modules = [tree.join("lib/modules"), tree.join("usr/lib/modules")];
-    let modules = modules.iter().find_map(|dir| first(dir, "")).ok_or_else(|| missing("lib/modules"))?;
-    let part = to.with_extension("part");
-    let _ = std::fs::remove_dir_all(&part);
-    std::fs::create_dir_all(&part).map_err(Error::path(&part))?;
-    std::fs::rename(&vmlinuz, part.join("vmlinuz")).map_err(Error::path(&vmlinuz))?;
-    let collected = modules::collect(&modules, &modules::WANTED)?;
-    let mut order = String::new();
-    for module in &collected {
-        order.push_str(&format!("{}\n", module.name));
-        write_whole(&part.join(&module.name), &module.content)?;
+fn busybox(cache: &Path, progress: Progress) -> Result<PathBuf, Error> {
+    let path = cache.join("busybox");
+    if path.exists() {
+        return Ok(path);
     }
-    write_whole(&part.join("order"), order.as_bytes())?;
-    std::fs::rename(&part, to).map_err(Error::path(to))
+    progress.say("The default guest is made of Debian packages, downloaded and unpacked below target/guest.");
+    let package = Apt::new(&cache.join("packages"))?.download("busybox-static", progress)?;
+    let tree = tempfile::tempdir_in(cache).map_err(Error::path(cache))?;
+    unpack(&package, tree.path())?;
+    let inside = ["bin/busybox", "usr/bin/busybox"].map(|p| tree.path().join(p));
+    let busybox = inside
+        .iter()
+        .find(|p| p.is_file())
+        .ok_or_else(|| Error::Usage(format!("{} has no busybox in it", package.display())))?;
+    std::fs::rename(busybox, &path).map_err(Error::path(&path))?;
+    Ok(path)
 }
 
 fn modules_of(kernel: &Path) -> Result<Vec<modules::Module>, Error> {
@@ -162,12 +154,6 @@ fn modules_of(kernel: &Path) -> Result<Vec<modules::Module>, Error> {
         Ok(modules::Module { name: name.to_owned(), content })
     };
     names.lines().map(read).collect()
-}
-
-fn first(dir: &Path, prefix: &str) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(dir).ok()?.filter_map(Result::ok);
-    let mut named = entries.filter(|e| e.file_name().to_string_lossy().starts_with(prefix));
-    named.next().map(|e| e.path())
 }
 
 #[cfg(test)]

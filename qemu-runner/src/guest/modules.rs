@@ -10,9 +10,11 @@ use object::{Object as _, ObjectSection as _};
 
 use crate::Error;
 
-/// What the default guest's initial RAM disk loads. ext4 asks for crc32c by its algorithm's name only, so
-/// the module stands here by its own.
-pub const WANTED: [&str; 4] = ["crc32c_generic", "ext4", "xen-blkfront", "xen-netfront"];
+/// What the default guest's initial RAM disk loads.
+pub const WANTED: [&str; 3] = ["ext4", "xen-blkfront", "xen-netfront"];
+/// What it loads before, if the kernel has it: ext4 asked for crc32c by its algorithm's name only, until Linux 6.14
+/// made that a part of the kernel.
+pub const WANTED_IF_THERE: [&str; 1] = ["crc32c_generic"];
 
 /// A module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +28,17 @@ pub struct Module {
 /// Finds modules and all that they depend on below `lib/modules/VERSION`, dependencies first.
 ///
 /// # Errors
-/// A module that is wanted is not there, or a file is not a module.
-pub fn collect(dir: &Path, wanted: &[&str]) -> Result<Vec<Module>, Error> {
+/// A module that is wanted, and not only if there is one, is missing, or a file is not a module.
+pub fn collect(dir: &Path, if_there: &[&str], wanted: &[&str]) -> Result<Vec<Module>, Error> {
     let mut files = BTreeMap::new();
     index(&dir.join("kernel"), &mut files)?;
     let builtin = std::fs::read_to_string(dir.join("modules.builtin")).unwrap_or_default();
     let builtin: BTreeSet<String> = builtin.lines().map(|line| key_of(Path::new(line))).collect();
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
-    for name in wanted {
-        visit(&name.replace('-', "_"), &files, &builtin, &mut seen, &mut found)?;
+    let key = |name: &str| name.replace('-', "_");
+    for name in if_there.iter().filter(|name| files.contains_key(&key(name))).chain(wanted) {
+        visit(&key(name), &files, &builtin, &mut seen, &mut found)?;
     }
     Ok(found)
 }
@@ -149,9 +152,9 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("kernel/fs")).unwrap();
         std::fs::write(dir.path().join("kernel/fs/jbd2.ko"), b"not ELF, so no dependencies").unwrap();
         std::fs::write(dir.path().join("modules.builtin"), "kernel/lib/crc16.ko\n").unwrap();
-        let found = collect(dir.path(), &["jbd2", "crc16"]).unwrap();
+        let found = collect(dir.path(), &["crc32c_generic"], &["jbd2", "crc16"]).unwrap();
         assert_eq!(found.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["jbd2.ko"]);
-        let error = collect(dir.path(), &["ext4"]).unwrap_err().to_string();
+        let error = collect(dir.path(), &[], &["ext4"]).unwrap_err().to_string();
         assert_eq!(error, "the kernel package has no module `ext4`");
     }
 }

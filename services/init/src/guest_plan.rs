@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use proto::abi::PAGE_SIZE;
 use proto::builder::GuestSpec;
-use proto::guest::VCPUS_MAX;
+use proto::guest::{HIGH_RAM_START, LOW_RAM_END, VCPUS_MAX};
 
 use crate::bundle::{Bundle, File};
 use crate::error::BuildError;
@@ -19,10 +19,6 @@ use crate::resources::Resources;
 const MEMORY_MIN_KIB: u64 = 4096;
 /// Most memory of a guest in KiB: what VMM and nested page tables can address (8 TiB).
 const MEMORY_MAX_KIB: u64 = 8 << 30;
-/// Guest RAM below 4 GiB ends here; the rest of those 4 GiB is for devices and firmware tables.
-const LOW_END: u64 = 3 << 30;
-/// RAM that does not fit below [`LOW_END`] begins here.
-const HIGH_START: u64 = 4 << 30;
 /// Most ranges of RAM (`GuestInfo::ram`).
 const RANGES_MAX: usize = 4;
 /// Most disks and network interfaces together: `DomainInfo` holds 28 channels, five are always there.
@@ -126,14 +122,14 @@ pub fn take_ram<K: Kernel>(resources: &mut Resources<K>, kib: u64) -> Result<Vec
     let mut ranges: Vec<(u64, Run)> = Vec::new();
     let (mut left, mut gpa) = (wanted, 0);
     while left > 0 {
-        let limit = if gpa < LOW_END { (LOW_END - gpa) / PAGE_SIZE } else { u64::MAX };
+        let limit = if gpa < LOW_RAM_END { (LOW_RAM_END - gpa) / PAGE_SIZE } else { u64::MAX };
         match take_range(resources, left.min(limit)) {
             Ok(run) if ranges.len() < RANGES_MAX => {
                 let (start, count) = (gpa, run.count);
                 left -= count;
                 gpa += count * PAGE_SIZE;
-                if gpa == LOW_END {
-                    gpa = HIGH_START;
+                if gpa == LOW_RAM_END {
+                    gpa = HIGH_RAM_START;
                 }
                 ranges.push((start, run));
             }

@@ -16,6 +16,8 @@ pub enum Errno {
     Search = -3,
     /// No such device or address.
     NoDevice = -6,
+    /// Too long a list.
+    TooBig = -7,
     /// Out of memory.
     NoMemory = -12,
     /// Permission denied.
@@ -26,14 +28,24 @@ pub enum Errno {
     Busy = -16,
     /// Exists already.
     Exists = -17,
+    /// There is no such equipment.
+    NoEquipment = -19,
     /// Invalid argument.
     Invalid = -22,
     /// No room left.
     NoSpace = -28,
+    /// Progress of a continued call that cannot be.
+    Domain = -33,
     /// Not implemented.
     NoSys = -38,
+    /// Nothing to do.
+    NoData = -61,
     /// The time has passed.
     Time = -62,
+    /// Too large a number.
+    Overflow = -75,
+    /// Progress of a continued call beyond its end.
+    IllegalSequence = -84,
     /// Not supported.
     NotSupported = -95,
 }

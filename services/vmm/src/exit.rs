@@ -125,7 +125,7 @@ impl<P: Platform> Machine<P> {
             ALIGNMENT_CHECK => inject::alignment_check(state),
             VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=RDPRU => inject::invalid_opcode(state),
             RDPMC => inject::general_protection(state),
-            NPF => return nested_fault(state),
+            NPF => return self.nested_fault(vcpu, state),
             SHUTDOWN => {
                 return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
             }
@@ -170,6 +170,10 @@ impl<P: Platform> Machine<P> {
         self.account_entry(vcpu, || Paging::of(state));
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
+        // One after the other: whatever else is to be injected goes first.
+        if vcpu.apic.has_command() && state.inject == 0 && vcpu.apic.take_nmi() {
+            inject::nmi(state);
+        }
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
         vcpu.offered = vcpu.apic.next();
         vcpu.has_news = vcpu.offered.is_some();
@@ -201,7 +205,7 @@ impl<P: Platform> Machine<P> {
                 self.skip(vcpu, state, 3);
                 Outcome::Run
             }
-            Done::Again(_) => Outcome::Run,
+            Done::Again(_) | Done::AgainFrom(_) => Outcome::Run,
             Done::AgainAfter(_, outcome) => outcome,
             Done::Then(outcome) => {
                 self.skip(vcpu, state, 3);
@@ -284,8 +288,10 @@ impl<P: Platform> Machine<P> {
     fn lacks_segments(&self, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
         let is_instruction = matches!(state.exit_code as u32, DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU)
             && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
-        let has_them = state.store & groups::SEGMENTS != 0;
-        if has_them || !is_instruction || vcpu.lengths.get(state.rip, state.cr3).is_some() {
+        if !is_instruction {
+            return false;
+        }
+        if state.store & groups::SEGMENTS != 0 || vcpu.lengths.get(state.rip, state.cr3).is_some() {
             state.store &= !groups::SEGMENTS;
             return false;
         }
@@ -326,19 +332,6 @@ impl<P: Platform> Machine<P> {
 
 fn crash(what: core::fmt::Arguments<'_>) -> Outcome {
     Outcome::End(EndReason::Crash, sentence(what))
-}
-
-/// An access outside of RAM: reads there would need an instruction decoder, which does not exist yet.
-fn nested_fault(state: &VcpuState) -> Outcome {
-    let access = match state.exit_info1 {
-        code if code & 16 != 0 => "fetches from",
-        code if code & 2 != 0 => "writes to",
-        _ => "reads",
-    };
-    crash(format_args!(
-        "the guest {access} guest-physical address {:#x}, where nothing is (rip {:#x}, cr3 {:#x}, code {:#x})",
-        state.exit_info2, state.rip, state.cr3, state.exit_info1
-    ))
 }
 
 /// A state that the processor refuses. Where it does not raise #GP for a bad CR write itself, this does;
@@ -388,10 +381,13 @@ mod tests {
         let (mut machine, mut vcpu) = machine();
         let mut state = exit(HLT);
         assert!(matches!(machine.handle_exit(&mut vcpu, &mut state), Outcome::End(EndReason::PowerOff, _)));
+        // It counts as done: VCPUOP_up goes on behind it.
+        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Start));
+        let (mut machine, mut vcpu) = crate::testing::machine();
+        let mut state = exit(HLT);
         state.rflags |= RFLAGS_IF;
         assert_eq!(machine.handle_exit(&mut vcpu, &mut state), Outcome::Wait);
-        // Both count as done: VCPUOP_up goes on behind them.
-        assert_eq!((state.rip, vcpu.wait), (0x5002, Wait::Interrupt));
+        assert_eq!((state.rip, vcpu.wait), (0x5001, Wait::Interrupt));
         assert!(!machine.wakes(&mut vcpu));
         machine.set_timer(&mut vcpu, 500);
         machine.guest.callback = Some(0xf3);
@@ -422,8 +418,10 @@ mod tests {
     #[test]
     fn a_local_apic_interrupt_is_accepted_when_the_guest_took_it_and_kept_when_delivery_broke() {
         let (mut machine, mut vcpu) = machine();
-        vcpu.apic.write(0x83f, 0xf6).unwrap();
         let mut state = exit(INTR);
+        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
+            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
+        }
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
         machine.handle_exit(&mut vcpu, &mut state);
@@ -496,8 +494,10 @@ mod tests {
     #[test]
     fn an_interrupt_taken_before_a_signal_is_not_offered_again() {
         let (mut machine, mut vcpu) = machine();
-        vcpu.apic.write(0x83f, 0xf6).unwrap();
         let mut state = exit(INTR);
+        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
+            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
+        }
         machine.prepare_entry(&mut vcpu, &mut state);
         assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
         state.interrupt = 0xf6;
@@ -521,11 +521,13 @@ mod tests {
         let (mut machine, mut vcpu) = machine();
         let mut state = exit(NPF);
         (state.exit_info1, state.exit_info2) = (0x1_0000_0006, 0xfee0_0030);
+        // While a double fault is delivered.
+        state.exit_int_info = 0x8000_0b08;
         let Outcome::End(EndReason::Crash, detail) = machine.handle_exit(&mut vcpu, &mut state) else {
             panic!()
         };
         assert!(
-            detail.contains("writes to guest-physical address 0xfee00030") && detail.contains("0x5000"),
+            detail.contains("triple fault: guest-physical address 0xfee00030") && detail.contains("0x5000"),
             "{detail}"
         );
         let outcome = machine.handle_exit(&mut vcpu, &mut exit(SHUTDOWN));

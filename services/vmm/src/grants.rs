@@ -14,13 +14,13 @@ use crate::memory::{Gfn, GuestMemory, Lookup, PAGE, Page};
 /// Frames that the table may have.
 pub const FRAMES_MAX: u32 = 32;
 /// Entries per frame.
-const PER_FRAME: u32 = (PAGE / 8) as u32;
+pub(crate) const PER_FRAME: u32 = (PAGE / 8) as u32;
 /// Backends speak for this domain.
 const BACKEND_DOMID: u16 = 0;
 
 const TYPE_MASK: u16 = 3;
-const PERMIT_ACCESS: u16 = 1;
-const READ_ONLY: u16 = 4;
+pub(crate) const PERMIT_ACCESS: u16 = 1;
+pub(crate) const READ_ONLY: u16 = 4;
 const READING: u16 = 8;
 const WRITING: u16 = 16;
 
@@ -40,6 +40,38 @@ pub enum Want {
 /// The grant does not exist or does not allow it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadGrant;
+
+/// Why a guest cannot use a grant of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnGrant {
+    /// The table has no such entry.
+    NoEntry,
+    /// The entry does not allow it, or allows it to others.
+    Refused,
+    /// Nothing is at the frame number.
+    NoPage,
+}
+
+/// An entry of the table.
+#[derive(Debug)]
+pub struct Entry {
+    page: Page,
+    offset: usize,
+}
+
+impl Entry {
+    /// Whether a backend uses the grant.
+    pub fn is_in_use(&self) -> bool {
+        self.page.u16(self.offset) & (READING | WRITING) != 0
+    }
+
+    /// Swaps two entries.
+    pub fn swap(&self, other: &Self) {
+        let (a, b) = (self.page.u64(self.offset), other.page.u64(other.offset));
+        self.page.set_u64(self.offset, b);
+        other.page.set_u64(other.offset, a);
+    }
+}
 
 /// A page that the guest granted, in use.
 #[derive(Debug)]
@@ -121,6 +153,33 @@ impl GrantTable {
         Some(special::GRANTS + index as usize)
     }
 
+    /// The entry of a grant.
+    pub fn entry(&self, memory: &GuestMemory, grant: GrantRef) -> Option<Entry> {
+        let frame = grant.0 / PER_FRAME;
+        let page = memory.special(special::GRANTS + frame as usize).filter(|_| frame < self.frames)?;
+        Some(Entry { page, offset: (grant.0 % PER_FRAME) as usize * 8 })
+    }
+
+    /// The page that a guest granted itself, for a copy that is made at once.
+    ///
+    /// # Errors
+    /// [`OwnGrant`].
+    pub fn own(
+        &self,
+        memory: &GuestMemory,
+        grant: GrantRef,
+        domid: u16,
+        want: Want,
+    ) -> Result<Page, OwnGrant> {
+        let entry = self.entry(memory, grant).ok_or(OwnGrant::NoEntry)?;
+        let entry = entry.page.u64(entry.offset);
+        let allowed = u32::from(domid) << 16 | u32::from(PERMIT_ACCESS);
+        if entry as u32 & decisive(want) != allowed {
+            return Err(OwnGrant::Refused);
+        }
+        memory.page(Gfn(entry >> 32)).ok_or(OwnGrant::NoPage)
+    }
+
     /// Takes a granted page into use.
     ///
     /// # Errors
@@ -171,19 +230,7 @@ pub mod tests {
     //! Helpers for the devices' tests, and the table's own.
     use super::*;
     use crate::memory::tests::fake;
-
-    /// Grants frame `gfn` to the backend as `grant`.
-    pub fn permit(memory: &GuestMemory, grant: u32, gfn: u32, is_read_only: bool) {
-        let page = memory.special(special::GRANTS + (grant / PER_FRAME) as usize).unwrap();
-        let offset = (grant % PER_FRAME) as usize * 8;
-        page.set_u32(offset + 4, gfn);
-        page.set_u32(offset, u32::from(PERMIT_ACCESS | if is_read_only { READ_ONLY } else { 0 }));
-    }
-
-    /// The flags of a grant.
-    pub fn flags(memory: &GuestMemory, grant: u32) -> u16 {
-        memory.special(special::GRANTS).unwrap().u16(grant as usize * 8)
-    }
+    pub use crate::testing::{flags, permit};
 
     #[test]
     fn a_grant_is_marked_while_in_use() {

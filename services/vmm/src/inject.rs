@@ -8,16 +8,23 @@ use crate::walk::Fault;
 
 const VALID: u64 = 1 << 31;
 const HAS_CODE: u64 = 1 << 11;
-const TYPE_EXCEPTION: u64 = 3 << 8;
 /// Event types in EXITINTINFO and EVENTINJ.
 pub const TYPE_MASK: u64 = 7 << 8;
+/// Exception.
+pub const TYPE_EXCEPTION: u64 = 3 << 8;
 /// External interrupt.
 pub const TYPE_INTERRUPT: u64 = 0;
 /// Software interrupt.
 pub const TYPE_SOFTWARE: u64 = 4 << 8;
 
+const TYPE_NMI: u64 = 2 << 8;
+
+const DIVIDE_ERROR: u64 = 0;
 const DEBUG: u64 = 1;
+const NMI: u64 = 2;
 const INVALID_OPCODE: u64 = 6;
+const DOUBLE_FAULT: u64 = 8;
+const STACK_FAULT: u64 = 12;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 const ALIGNMENT_CHECK: u64 = 17;
@@ -39,6 +46,26 @@ pub fn alignment_check(state: &mut VcpuState) {
 /// #UD.
 pub fn invalid_opcode(state: &mut VcpuState) {
     state.inject = VALID | TYPE_EXCEPTION | INVALID_OPCODE;
+}
+
+/// #DE.
+pub fn divide_error(state: &mut VcpuState) {
+    state.inject = VALID | TYPE_EXCEPTION | DIVIDE_ERROR;
+}
+
+/// #DF.
+pub fn double_fault(state: &mut VcpuState) {
+    state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | DOUBLE_FAULT;
+}
+
+/// #SS(0).
+pub fn stack_fault(state: &mut VcpuState) {
+    state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | STACK_FAULT;
+}
+
+/// A non-maskable interrupt. The processor is not asked when the guest's handler ends, so that another one may come before.
+pub fn nmi(state: &mut VcpuState) {
+    state.inject = VALID | TYPE_NMI | NMI;
 }
 
 /// #GP(0).

@@ -1,5 +1,7 @@
-//! The kernel as the machine sees it: mapping of special frames, the TSC, the vCPU's state page, CPUID.
+//! The kernel as the machine sees it: mapping of special frames and RAM, the TSC, the vCPU's state page, CPUID.
 #![expect(unsafe_code, reason = "the state page is at an address that init chose")]
+
+use core::ops::Range;
 
 use proto::abi::{Field, Slot, VcpuState, map, rights};
 use proto::guest::{FREE_SLOTS, GuestInfo, SPECIAL_FRAMES, VMM_SLOTS};
@@ -7,13 +9,22 @@ use vmm::cpuid::Leaf;
 use vmm::machine::{MapFailed, Platform};
 use vmm::memory::{Gfn, PAGE};
 
-/// First slot for RAM that is put back; before it is one slot per special frame.
-const RAM_SLOTS: Slot = FREE_SLOTS + SPECIAL_FRAMES as Slot;
-const RAM_SLOT_COUNT: u64 = VMM_SLOTS - RAM_SLOTS as u64;
+/// A slot for RAM that is taken out of the VM; it is empty between two calls. Before it is one per special frame.
+const TAKEN_SLOT: Slot = FREE_SLOTS + SPECIAL_FRAMES as Slot;
+/// The slots behind it are for regions of RAM that were put back, each with the whole region.
+const REGION_SLOTS: Slot = TAKEN_SLOT + 1;
+const REGION_SLOT_COUNT: usize = (VMM_SLOTS - REGION_SLOTS as u64) as usize;
+/// Regions that RAM is cut in at most: fewer than slots, because ranges may begin inside of a region.
+const REGIONS_MAX: u64 = REGION_SLOT_COUNT as u64 - 8;
+/// Pages of a large page.
+const LARGE: u64 = 512;
+/// Large pages from which single pages are taken: each costs a page table, and special frames need some, too.
+const CUT_MAX: usize = 16;
 
 /// What may be done with special frames in the guest.
 const SPECIAL_RIGHTS: u64 = rights::READ | rights::WRITE;
 const RAM_RIGHTS: u64 = rights::READ | rights::WRITE | rights::EXECUTE;
+const RAM_FLAGS: u64 = map::READ | map::WRITE | map::EXECUTE;
 
 /// Access to the kernel's objects of this guest.
 #[derive(Debug)]
@@ -21,14 +32,46 @@ pub struct Kernel {
     info: &'static GuestInfo,
     /// Bit per special frame whose capability was derived.
     derived: u64,
-    /// RAM pages put back so far.
-    restored: u64,
+    /// Regions that have a slot, in the slots' order.
+    regions: heapless::Vec<u64, REGION_SLOT_COUNT>,
+    region_pages: u64,
+    /// Large pages that were cut up.
+    cut: heapless::Vec<u64, CUT_MAX>,
 }
 
 impl Kernel {
     /// For this guest.
     pub fn new(info: &'static GuestInfo) -> Self {
-        Self { info, derived: 0, restored: 0 }
+        let pages: u64 = info.ram.iter().map(|range| range.len / PAGE as u64).sum();
+        let region_pages = pages.div_ceil(REGIONS_MAX).max(LARGE).next_power_of_two();
+        let (regions, cut) = (heapless::Vec::new(), heapless::Vec::new());
+        Self { info, derived: 0, regions, region_pages, cut }
+    }
+}
+
+impl Kernel {
+    /// The slot of the RAM around a frame, and the range's frames.
+    fn ram_at(&self, gfn: u64) -> Option<(Slot, Range<u64>)> {
+        let frames = |start: u64, len: u64| start / PAGE as u64..(start + len) / PAGE as u64;
+        let ranges = self.info.ram.iter().map(|range| (range.slot, frames(range.gpa, range.len)));
+        ranges.into_iter().find(|(_, frames)| frames.contains(&gfn))
+    }
+
+    /// Whether single pages of a large page may be taken.
+    fn may_cut(&mut self, large: u64) -> bool {
+        self.cut.contains(&large) || self.cut.push(large).is_ok()
+    }
+
+    /// Takes frames that lie in one large page out of the VM. Mapping them over themselves gives them a capability
+    /// of their own in the VM's tables, whose unmapping then leaves a hole.
+    fn take_out(&self, frames: &Range<u64>) -> Result<(), proto::abi::Error> {
+        let Some((source, bounds)) = self.ram_at(frames.start) else { return Ok(()) };
+        let (offset, count) = (frames.start - bounds.start, frames.end - frames.start);
+        rt::sys::cap_derive(source, 0, TAKEN_SLOT, offset, count, RAM_RIGHTS)?;
+        let mapped = rt::sys::cap_map(TAKEN_SLOT, self.info.vm, frames.start * PAGE as u64, RAM_FLAGS);
+        let taken = mapped.and_then(|()| rt::sys::cap_unmap(TAKEN_SLOT));
+        rt::sys::cap_delete(0, TAKEN_SLOT)?;
+        taken
     }
 }
 
@@ -61,19 +104,40 @@ impl Platform for Kernel {
         rt::sys::cap_unmap(FREE_SLOTS + index as Slot).map_err(|_| MapFailed)
     }
 
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed> {
-        if self.restored >= RAM_SLOT_COUNT {
-            return Err(MapFailed);
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64) {
+        let (mut first, end) = (gfn.0, gfn.0 + count);
+        while first < end {
+            let next = (first / LARGE + 1) * LARGE;
+            let part = first..next.min(end);
+            if part.end - part.start == LARGE || self.may_cut(first / LARGE) {
+                // What cannot be taken out stays the guest's own memory: no harm but to itself.
+                let _ = self.take_out(&part);
+            }
+            first = part.end;
         }
-        let gpa = gfn.base().0;
-        let range = self.info.ram.iter().find(|range| gpa >= range.gpa && gpa - range.gpa < range.len);
-        let range = range.ok_or(MapFailed)?;
-        let slot = RAM_SLOTS + self.restored as Slot;
-        let offset = (gpa - range.gpa) / PAGE as u64;
-        rt::sys::cap_derive(range.slot, 0, slot, offset, 1, RAM_RIGHTS).map_err(|_| MapFailed)?;
-        self.restored += 1;
-        let flags = map::READ | map::WRITE | map::EXECUTE;
-        rt::sys::cap_map(slot, self.info.vm, gpa, flags).map_err(|_| MapFailed)
+    }
+
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed> {
+        let (source, bounds) = self.ram_at(gfn.0).ok_or(MapFailed)?;
+        let number = gfn.0 / self.region_pages;
+        let region = (number * self.region_pages).max(bounds.start)
+            ..((number + 1) * self.region_pages).min(bounds.end);
+        let known = self.regions.iter().position(|&start| start == region.start);
+        let slot = REGION_SLOTS + known.unwrap_or(self.regions.len()) as Slot;
+        match known {
+            // Mapped before, perhaps with holes by now.
+            Some(_) => rt::sys::cap_unmap(slot).map_err(|_| MapFailed)?,
+            None => {
+                self.regions.push(region.start).map_err(|_| MapFailed)?;
+                let (offset, count) = (region.start - bounds.start, region.end - region.start);
+                if rt::sys::cap_derive(source, 0, slot, offset, count, RAM_RIGHTS).is_err() {
+                    self.regions.pop();
+                    return Err(MapFailed);
+                }
+            }
+        }
+        rt::sys::cap_map(slot, self.info.vm, region.start * PAGE as u64, RAM_FLAGS).map_err(|_| MapFailed)?;
+        Ok(region)
     }
 }
 

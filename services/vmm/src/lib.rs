@@ -10,12 +10,14 @@ extern crate alloc;
 
 pub mod apic;
 pub mod backend;
+pub mod balloon;
 pub mod blk;
 pub mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod debug;
 pub mod devices;
+pub mod emulate;
 pub mod entry;
 pub mod errno;
 pub mod events;
@@ -31,10 +33,11 @@ pub mod memory;
 pub mod msr;
 pub mod net;
 pub mod ports;
+pub mod reservation;
 pub mod runstate;
 pub mod store;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vcpus;
 pub mod walk;
 pub mod watchdog;

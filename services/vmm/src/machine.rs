@@ -6,18 +6,20 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use proto::abi::VcpuState;
 use proto::text::Text;
 use proto::toolstack::EndReason;
 use rt::time;
 
-use crate::apic::Apic;
+use crate::apic::{self, Apic};
 use crate::clock::Clock;
 use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::events::{Events, Port, VIRQ_TIMER};
 use crate::grants::GrantTable;
+use crate::hypercall::Params;
 use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
@@ -41,11 +43,14 @@ pub trait Platform {
     /// # Errors
     /// [`MapFailed`].
     fn unmap_special(&mut self, index: usize) -> Result<(), MapFailed>;
-    /// Puts RAM back where a special frame hid it.
+    /// Takes `count` pages of RAM from `gfn` on out of the VM, as far as its page tables can be cut up.
+    fn unmap_ram(&mut self, gfn: Gfn, count: u64);
+    /// Maps RAM around `gfn` into the VM, in place of what is there, and answers the frame numbers from the
+    /// first to the one behind the last that this concerns.
     ///
     /// # Errors
     /// [`MapFailed`].
-    fn restore_ram(&mut self, gfn: Gfn) -> Result<(), MapFailed>;
+    fn map_ram(&mut self, gfn: Gfn) -> Result<Range<u64>, MapFailed>;
 }
 
 /// The nested page tables could not be changed (out of frames for them, or out of slots).
@@ -77,6 +82,10 @@ pub struct Guest {
     pub clock: Clock,
     /// Vector of the upcall, once the guest has set it.
     pub callback: Option<u8>,
+    /// Parameters that the guest set.
+    pub params: Params,
+    /// The map that the guest set in place of the one that it was started with.
+    pub memory_map: Option<Box<[u8]>>,
     /// The console's port.
     pub console_port: Port,
     /// The store's port.
@@ -123,6 +132,8 @@ impl Guest {
             grants: GrantTable::default(),
             clock,
             callback: None,
+            params: Params::default(),
+            memory_map: None,
             console_port,
             store_port,
             early_output: heapless::Deque::new(),
@@ -289,14 +300,6 @@ impl Vcpu {
             start: None,
         }
     }
-
-    /// INIT: it waits to be started. What it registered with the hypervisor stays.
-    pub fn reset(&mut self) {
-        self.apic = Apic::new(self.id * 2);
-        (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
-        self.is_initialised = false;
-        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
-    }
 }
 
 /// What follows an exit.
@@ -332,7 +335,8 @@ impl<P: Platform> Machine<P> {
         self.guest.clock.ns(self.platform.tsc())
     }
 
-    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there.
+    /// Maps special frame `index` at `gfn`, wherever it was before and whatever was there. RAM that was there
+    /// is given away, as Xen frees it.
     ///
     /// # Errors
     /// [`Errno::Invalid`] beyond the guest's address space, [`Errno::NoMemory`].
@@ -349,21 +353,21 @@ impl<P: Platform> Machine<P> {
         }
         self.remove_special(index)?;
         self.platform.map_special(index, gfn).map_err(|MapFailed| Errno::NoMemory)?;
+        self.guest.memory.give_away(gfn);
         self.guest.memory.set_overlay(index, Some(gfn));
         Ok(())
     }
 
-    /// Takes special frame `index` out of the guest's address space; RAM that it hid is back.
+    /// Takes special frame `index` out of the guest's address space; nothing is there then.
     ///
     /// # Errors
     /// [`Errno::NoMemory`].
     pub fn remove_special(&mut self, index: usize) -> Result<(), Errno> {
-        let Some(gfn) = self.guest.memory.where_is(index) else { return Ok(()) };
+        if self.guest.memory.where_is(index).is_none() {
+            return Ok(());
+        }
         self.platform.unmap_special(index).map_err(|MapFailed| Errno::NoMemory)?;
         self.guest.memory.set_overlay(index, None);
-        if self.guest.memory.is_ram(gfn) {
-            self.platform.restore_ram(gfn).map_err(|MapFailed| Errno::NoMemory)?;
-        }
         Ok(())
     }
 
@@ -395,13 +399,22 @@ impl<P: Platform> Machine<P> {
     pub(crate) fn has_interrupt(&self, vcpu: &Vcpu) -> bool {
         self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
             || vcpu.apic.next().is_some()
+            || vcpu.apic.has_command()
     }
 
-    /// Raises the timers' VIRQ if the time of one has come; its TSC.
+    /// The present, as the local APIC needs it.
+    pub fn now(&self) -> apic::Now {
+        apic::Now { tsc: self.platform.tsc(), clock: self.guest.clock }
+    }
+
+    /// Raises the timers' VIRQ, and the local APIC's timer interrupt, if the time of one has come; its TSC.
     #[inline]
     pub fn tick(&mut self, vcpu: &mut Vcpu) -> Option<u64> {
         if vcpu.periodic_ns.0 != 0 {
             self.tick_periodic(vcpu);
+        }
+        if vcpu.apic.due() != 0 {
+            vcpu.apic.tick(&self.now());
         }
         if vcpu.timer != 0 && self.platform.tsc() >= vcpu.timer {
             self.guest.events.raise_virq(VIRQ_TIMER, vcpu.id as usize);
@@ -454,7 +467,7 @@ impl<P: Platform> Machine<P> {
             _ => 0,
         };
         let periodic = if vcpu.periodic_ns.0 == 0 { 0 } else { self.guest.clock.tsc(vcpu.periodic_ns.1) };
-        let own = earlier(earlier(vcpu.timer, poll), periodic);
+        let own = earlier(earlier(earlier(vcpu.timer, vcpu.apic.due()), poll), periodic);
         earlier(earlier(own, self.guest.events.held_until), self.guest.watchdogs.due())
     }
 }

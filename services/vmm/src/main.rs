@@ -375,6 +375,11 @@ impl Vmm {
                 if self.machine.guest.events.holds_while_awake() {
                     continue;
                 }
+                if self.machine.is_off(&self.vcpu) {
+                    let what = vmm::machine::sentence(format_args!("the guest stopped all its CPUs"));
+                    self.end(EndReason::PowerOff, what);
+                    return 0;
+                }
                 self.set_timer();
                 return self.wait();
             }

@@ -11,6 +11,8 @@ use proto::channel::Region;
 use proto::guest::SPECIAL_FRAMES;
 use rt::shared::Shared;
 
+use crate::reservation::Reservation;
+
 /// Bytes in a page.
 pub const PAGE: usize = PAGE_SIZE as usize;
 /// How many special frames there are.
@@ -163,7 +165,10 @@ pub struct GuestMemory {
     special: Shared,
     /// Where each special frame is mapped.
     overlay: [u64; SPECIALS],
-    /// Bit `gfn % 64` is set if some special frame may hide RAM there: most look-ups end here.
+    /// Pages that the guest gave away.
+    reservation: Reservation,
+    /// Bit `gfn % 64` is set if there some special frame may hide RAM, or RAM may be absent: most look-ups
+    /// end here.
     filter: u64,
 }
 
@@ -175,7 +180,14 @@ impl GuestMemory {
             // More ranges than init ever lists are left out: they are then no RAM.
             let _ = ranges.push((gpa.0, Shared::from_region(region)));
         }
-        Self { ram: ranges, special: Shared::from_region(special), overlay: [NOWHERE; SPECIALS], filter: 0 }
+        let pages = ranges.iter().map(|(_, memory)| (memory.len() / PAGE) as u64).sum();
+        Self {
+            ram: ranges,
+            special: Shared::from_region(special),
+            overlay: [NOWHERE; SPECIALS],
+            reservation: Reservation::new(pages),
+            filter: 0,
+        }
     }
 
     /// The frame that the guest reaches at `gfn`.
@@ -188,6 +200,7 @@ impl GuestMemory {
         }
         match self.special_at(gfn) {
             Some(index) => self.special(index),
+            None if self.is_absent(gfn) => None,
             None => self.ram_page(gfn),
         }
     }
@@ -229,9 +242,59 @@ impl GuestMemory {
         None
     }
 
-    /// Whether RAM (perhaps under a special frame) is at `gfn`.
+    /// Whether RAM was at `gfn` when the guest started: there is a frame for it, even if it is hidden or absent.
     pub fn is_ram(&self, gfn: Gfn) -> bool {
         self.ram_page(gfn).is_some()
+    }
+
+    /// The number of the page at `gfn`, counted through all ranges of RAM.
+    fn ram_index(&self, gfn: Gfn) -> Option<u64> {
+        let mut before = 0;
+        for (start, memory) in &self.ram {
+            let pages = (memory.len() / PAGE) as u64;
+            match gfn.0.checked_sub(start / PAGE as u64) {
+                Some(offset) if offset < pages => return Some(before + offset),
+                _ => before += pages,
+            }
+        }
+        None
+    }
+
+    /// Whether RAM at `gfn` was given away.
+    pub fn is_absent(&self, gfn: Gfn) -> bool {
+        self.ram_index(gfn).is_some_and(|index| self.reservation.is_absent(index))
+    }
+
+    /// What the guest may have and has.
+    pub fn reservation(&self) -> &Reservation {
+        &self.reservation
+    }
+
+    /// To count pages that are nowhere.
+    pub fn reservation_mut(&mut self) -> &mut Reservation {
+        &mut self.reservation
+    }
+
+    /// Makes the RAM at `gfn` absent. No special frame is there.
+    pub fn give_away(&mut self, gfn: Gfn) {
+        if let Some(index) = self.ram_index(gfn) {
+            self.reservation.take(index, gfn.0);
+            self.update_filter();
+        }
+    }
+
+    /// Puts RAM back at `gfn`, as zeros.
+    ///
+    /// # Errors
+    /// [`Unbacked`] where the guest never had RAM.
+    pub fn take_back(&mut self, gfn: Gfn) -> Result<(), Unbacked> {
+        let page = self.ram_page(gfn).ok_or(Unbacked)?;
+        page.clear();
+        if let Some(index) = self.ram_index(gfn) {
+            self.reservation.put(index);
+            self.update_filter();
+        }
+        Ok(())
     }
 
     /// RAM ranges: first address and length.
@@ -270,8 +333,19 @@ impl GuestMemory {
         if let Some(slot) = self.overlay.get_mut(index) {
             *slot = gfn.map_or(NOWHERE, |gfn| gfn.0);
         }
+        self.update_filter();
+    }
+
+    fn update_filter(&mut self) {
         let hiding = self.overlay.iter().filter(|&&at| at != NOWHERE && self.is_ram(Gfn(at)));
-        self.filter = hiding.fold(0, |bits, at| bits | 1 << (at % 64));
+        self.filter = hiding.fold(self.reservation.filter(), |bits, at| bits | 1 << (at % 64));
+    }
+
+    /// The highest frame number at which anything is.
+    pub fn last_gfn(&self) -> Gfn {
+        let ram = self.ram.iter().map(|(start, memory)| (start + memory.len() as u64) / PAGE as u64);
+        let special = self.overlay.iter().filter(|&&at| at != NOWHERE).map(|at| at + 1);
+        Gfn(ram.chain(special).max().unwrap_or(1).saturating_sub(1))
     }
 
     /// Copies out of guest memory.
@@ -312,19 +386,33 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Contiguous RAM at `gpa`, for loading large files in one copy.
+    /// Copies `bytes` to RAM at `gpa` and zeros behind them, `len` bytes together: large files in one copy per
+    /// range. What special frames hide is written, not they.
     ///
     /// # Errors
-    /// [`Unbacked`] when not all of it is RAM of one range.
-    pub fn ram_window(&self, gpa: GuestPhys, len: u64) -> Result<Shared, Unbacked> {
-        for (start, memory) in &self.ram {
-            if let Some(offset) = gpa.0.checked_sub(*start)
-                && offset.checked_add(len).is_some_and(|end| end <= memory.len() as u64)
-            {
-                return memory.part(offset as usize, len as usize).map_err(|_| Unbacked);
-            }
+    /// [`Unbacked`] when not all of it is RAM; part may have been copied.
+    pub fn load(&self, gpa: GuestPhys, bytes: &[u8], len: u64) -> Result<(), Unbacked> {
+        let (mut at, mut rest, mut left) = (gpa.0, bytes, len.max(bytes.len() as u64));
+        while left > 0 {
+            let window = self.ram_from(GuestPhys(at), left).ok_or(Unbacked)?;
+            let (now, later) = rest.split_at(rest.len().min(window.len()));
+            let written = window.write(0, now);
+            let zeroed = window.fill(now.len(), window.len() - now.len(), 0);
+            written.and(zeroed).map_err(|_| Unbacked)?;
+            rest = later;
+            left -= window.len() as u64;
+            at = at.checked_add(window.len() as u64).ok_or(Unbacked)?;
         }
-        Err(Unbacked)
+        Ok(())
+    }
+
+    /// What one range has of the `len` bytes of RAM from `gpa` on; at least one byte.
+    fn ram_from(&self, gpa: GuestPhys, len: u64) -> Option<Shared> {
+        self.ram.iter().find_map(|(start, memory)| {
+            let offset = gpa.0.checked_sub(*start).filter(|&offset| offset < memory.len() as u64)?;
+            let len = len.min(memory.len() as u64 - offset);
+            memory.part(offset as usize, len as usize).ok()
+        })
     }
 }
 
@@ -364,19 +452,7 @@ impl Lookup<'_> {
 pub mod tests {
     //! Fake guest memory for every module's tests.
     use super::*;
-    use alloc::vec;
-
-    /// Memory with `ram_pages` pages of RAM at 0 that lives until the test process ends.
-    pub fn fake(ram_pages: usize) -> GuestMemory {
-        GuestMemory::new(&[(GuestPhys(0), leak(ram_pages))], leak(SPECIALS))
-    }
-
-    /// Page-aligned zeroed memory.
-    pub fn leak(pages: usize) -> Region {
-        let words = vec![0u64; (pages + 1) * PAGE / 8].leak();
-        let addr = (words.as_mut_ptr() as u64).next_multiple_of(PAGE_SIZE);
-        Region { addr, len: (pages * PAGE) as u64 }
-    }
+    pub use crate::testing::{fake, leak};
 
     #[test]
     fn a_special_frame_hides_the_ram_under_it_and_gives_it_back() {
@@ -388,6 +464,29 @@ pub mod tests {
         memory.set_overlay(3, None);
         assert_eq!(memory.page(Gfn(1)).unwrap().u64(8), 0x0101_0101_0101_0101);
         assert_eq!(memory.special(3).unwrap().u64(8), 0x0202_0202_0202_0202);
+    }
+
+    #[test]
+    fn a_page_that_was_given_away_is_absent_for_everybody_until_it_comes_back_as_zeros() {
+        let (low, high) = (leak(2), leak(70));
+        let ram = [(GuestPhys(0x4000), low), (GuestPhys(0x10_0000), high)];
+        let mut memory = GuestMemory::new(&ram, leak(SPECIALS));
+        let gfn = Gfn(0x100 + 64);
+        memory.page(gfn).unwrap().set_u64(0, 7);
+        memory.give_away(gfn);
+        assert!(memory.page(gfn).is_none() && memory.lookup().page(gfn).is_none());
+        assert!(memory.word(gfn.base()).is_none() && memory.is_absent(gfn) && memory.is_ram(gfn));
+        assert!(memory.page(Gfn(0x100)).is_some(), "one that the filter takes for it");
+        assert!(memory.write(GuestPhys(gfn.base().0 - 4), &[1; 8]).is_err());
+        assert_eq!(memory.reservation().current(), 71);
+        memory.set_overlay(3, Some(gfn));
+        assert!(memory.page(gfn).is_some());
+        memory.set_overlay(3, None);
+        assert!(memory.page(gfn).is_none());
+        assert_eq!(memory.take_back(gfn), Ok(()));
+        assert_eq!(memory.page(gfn).unwrap().u64(0), 0);
+        assert_eq!((memory.take_back(Gfn(6)), memory.reservation().current()), (Err(Unbacked), 72));
+        assert_eq!(memory.last_gfn(), Gfn(0x100 + 69));
     }
 
     #[test]
@@ -408,7 +507,22 @@ pub mod tests {
         assert_eq!(memory.write(GuestPhys(u64::MAX - 2), &[0; 8]), Err(Unbacked));
         assert!(memory.page(Gfn(u64::MAX)).is_none());
         assert!(memory.special(SPECIALS).is_none());
-        assert!(memory.ram_window(GuestPhys(0x3000), 0x1001).is_err());
+        assert_eq!(memory.load(GuestPhys(0x3000), &[], 0x1001), Err(Unbacked));
+    }
+
+    #[test]
+    fn files_are_loaded_over_the_border_of_two_ranges() {
+        let (low, high) = (leak(2), leak(2));
+        let memory = GuestMemory::new(&[(GuestPhys(0), low), (GuestPhys(0x2000), high)], leak(SPECIALS));
+        memory.write(GuestPhys(0), &[0xff; 0x4000]).unwrap();
+        memory.load(GuestPhys(0x1800), &[7; 0x1000], 0x1800).unwrap();
+        let mut bytes = [0; 0x4000];
+        memory.read(GuestPhys(0), &mut bytes).unwrap();
+        let expected =
+            [(0, 0xff), (0x17ff, 0xff), (0x1800, 7), (0x27ff, 7), (0x2800, 0), (0x2fff, 0), (0x3000, 0xff)];
+        assert_eq!(expected.map(|(at, _)| (at, bytes[at])), expected);
+        assert_eq!(memory.load(GuestPhys(0x3000), &[], u64::MAX), Err(Unbacked));
+        assert_eq!(memory.load(GuestPhys(u64::MAX), &[1], 1), Err(Unbacked));
     }
 
     #[test]

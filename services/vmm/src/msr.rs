@@ -17,12 +17,10 @@ use crate::walk::{CR0_PG, EFER_LMA};
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
 const PAT: u32 = 0x277;
+const TSC_DEADLINE: u32 = 0x6e0;
 const EFER: u32 = 0xc000_0080;
 const NB_CFG: u32 = 0xc001_001f;
 
-/// Local APIC at its usual address, enabled, in x2APIC mode.
-const APIC_BASE_VALUE: u64 = 0xfee0_0000 | 1 << 11 | 1 << 10;
-const APIC_BASE_BSP: u64 = 1 << 8;
 const EFER_SCE: u64 = 1;
 const EFER_LME: u64 = 1 << 8;
 const EFER_NXE: u64 = 1 << 11;
@@ -106,9 +104,13 @@ impl<P: Platform> Machine<P> {
     /// [`Refused`].
     pub fn read_msr(&self, vcpu: &Vcpu, state: &VcpuState, msr: u32) -> Result<u64, Refused> {
         Ok(match msr {
-            apic::MSR_FIRST..=apic::MSR_LAST => vcpu.apic.read(msr)?,
+            apic::MSR_FIRST..=apic::MSR_LAST => vcpu.apic.read_msr(msr, &self.now())?,
             EFER => state.efer,
-            APIC_BASE => APIC_BASE_VALUE | if vcpu.id == 0 { APIC_BASE_BSP } else { 0 },
+            APIC_BASE => vcpu.apic.base(),
+            TSC_DEADLINE => match vcpu.apic.deadline() {
+                0 => 0,
+                deadline => deadline.wrapping_add(state.tsc_offset),
+            },
             TSC => self.platform.tsc().wrapping_add(state.tsc_offset),
             PAT => state.pat,
             NB_CFG => vcpu.nb_cfg,
@@ -131,10 +133,18 @@ impl<P: Platform> Machine<P> {
         value: u64,
     ) -> Result<(), Refused> {
         match msr {
-            apic::MSR_FIRST..=apic::MSR_LAST => vcpu.apic.write(msr, value)?,
+            apic::MSR_FIRST..=apic::MSR_LAST => {
+                if let Some(command) = vcpu.apic.write_msr(msr, value, &self.now())? {
+                    self.send_command(vcpu, command);
+                }
+            }
             EFER => write_efer(state, value)?,
-            // Neither moving nor disabling it nor leaving x2APIC mode is offered.
-            APIC_BASE if value & !APIC_BASE_BSP == APIC_BASE_VALUE => {}
+            APIC_BASE => vcpu.apic.set_base(value)?,
+            TSC_DEADLINE => match value {
+                0 => vcpu.apic.set_deadline(0),
+                // One that wraps to 0 is in the past.
+                value => vcpu.apic.set_deadline(value.wrapping_sub(state.tsc_offset).max(1)),
+            },
             PAT => write_pat(state, value)?,
             NB_CFG => vcpu.nb_cfg = value,
             HYPERCALL_MSR => {
@@ -217,14 +227,36 @@ mod tests {
     }
 
     #[test]
-    fn the_apic_is_in_x2apic_mode_and_stays_there() {
+    fn the_apic_starts_with_its_page_and_has_msrs_in_x2apic_mode_only() {
+        const ENABLE: u32 = 0x80f;
+        const SELF_IPI: u32 = 0x83f;
         let (mut machine, mut vcpu) = machine();
         let mut state = blank();
-        assert_eq!(machine.read_msr(&vcpu, &state, APIC_BASE), Ok(0xfee0_0d00));
+        assert_eq!(machine.read_msr(&vcpu, &state, APIC_BASE), Ok(0xfee0_0900));
+        assert_eq!(machine.write_msr(&mut vcpu, &mut state, SELF_IPI, 0xf6), Err(Refused));
         assert_eq!(machine.write_msr(&mut vcpu, &mut state, APIC_BASE, 0xfee0_0d00), Ok(()));
         assert_eq!(machine.write_msr(&mut vcpu, &mut state, APIC_BASE, 0xfee0_0900), Err(Refused));
-        assert_eq!(machine.write_msr(&mut vcpu, &mut state, 0x83f, 0xf6), Ok(()));
+        assert_eq!(machine.read_msr(&vcpu, &state, APIC_BASE), Ok(0xfee0_0d00));
+        assert_eq!(machine.write_msr(&mut vcpu, &mut state, ENABLE, 0x1ff), Ok(()));
+        assert_eq!(machine.write_msr(&mut vcpu, &mut state, SELF_IPI, 0xf6), Ok(()));
         assert_eq!(vcpu.apic.next(), Some(0xf6));
+    }
+
+    #[test]
+    fn the_deadline_is_in_the_guests_own_tsc() {
+        let (mut machine, mut vcpu) = machine();
+        let mut state = blank();
+        state.tsc_offset = 1000u64.wrapping_neg();
+        for (msr, value) in [(APIC_BASE, 0xfee0_0d00), (0x80f, 0x1ff), (0x832, 0x4_0040), (TSC_DEADLINE, 500)]
+        {
+            assert_eq!(machine.write_msr(&mut vcpu, &mut state, msr, value), Ok(()), "{msr:#x}");
+        }
+        assert_eq!(machine.read_msr(&vcpu, &state, TSC_DEADLINE), Ok(500));
+        assert_eq!(machine.deadline(&vcpu), 1500);
+        machine.platform.tsc.set(1500);
+        assert!(machine.wakes(&mut vcpu));
+        assert_eq!((vcpu.apic.next(), machine.deadline(&vcpu)), (Some(0x40), 0));
+        assert_eq!(machine.read_msr(&vcpu, &state, TSC_DEADLINE), Ok(0));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::apic::{Command, Delivery};
 use crate::machine::{Machine, Platform, Start, Vcpu, Wait};
 
 /// The vCPUs whose turn it is not, by number. A guest with one vCPU has none.
@@ -100,33 +101,70 @@ impl<P: Platform> Machine<P> {
         others.fold(self.deadline(running), |a, b| if a == 0 || b == 0 { a | b } else { a.min(b) })
     }
 
-    /// INIT: the vCPU stops and waits for a SIPI.
-    pub fn reset_vcpu(&mut self, running: &mut Vcpu, id: u32) {
-        if let Some(vcpu) = self.vcpu_mut(running, id) {
-            vcpu.reset();
+    /// Brings an interprocessor interrupt to whom it is for.
+    pub fn send_command(&mut self, running: &mut Vcpu, command: Command) {
+        let sender = running.id;
+        let is_reached = |vcpu: &Vcpu| vcpu.apic.is_reached(&command, vcpu.id == sender);
+        if let Delivery::Lowest(_) = command.delivery {
+            let all = core::iter::once(&*running).chain(self.parked.iter());
+            let reached = all.filter(|vcpu| vcpu.apic.is_enabled() && is_reached(vcpu));
+            let lowest = reached.min_by_key(|vcpu| vcpu.apic.priority()).map(|vcpu| vcpu.id);
+            if let Some(vcpu) = lowest.and_then(|id| self.vcpu_mut(running, id)) {
+                vcpu.apic.receive(command.delivery);
+            }
+            return;
+        }
+        let others = self.parked.0.iter_mut().filter_map(|vcpu| vcpu.as_deref_mut());
+        for vcpu in others.chain(core::iter::once(running)).filter(|vcpu| is_reached(vcpu)) {
+            vcpu.apic.receive(command.delivery);
+            vcpu.obey();
         }
     }
 
-    /// Lets a vCPU that waits for it start; one that is up is left alone.
-    pub fn start_vcpu(&mut self, running: &mut Vcpu, id: u32, start: Start) {
-        if let Some(vcpu) = self.vcpu_mut(running, id)
-            && vcpu.wait == Wait::Start
-            && vcpu.start.is_none()
-        {
-            (vcpu.start, vcpu.is_initialised) = (Some(start), true);
-        }
+    /// Whether no vCPU is up, and none will be.
+    pub fn is_off(&self, running: &Vcpu) -> bool {
+        let mut all = core::iter::once(running).chain(self.parked.iter());
+        all.all(|vcpu| vcpu.wait == Wait::Start && vcpu.start.is_none())
     }
 
     /// The vCPU halted with interrupts off; whether it was the last one that was up.
     pub fn stop_vcpu(&mut self, running: &mut Vcpu) -> bool {
         running.wait = Wait::Start;
-        self.parked.iter().all(|vcpu| vcpu.wait == Wait::Start && vcpu.start.is_none())
+        self.is_off(running)
+    }
+}
+
+impl Vcpu {
+    /// INIT: it waits to be started. What it registered with the hypervisor stays.
+    fn reset(&mut self) {
+        self.apic.reset();
+        (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
+        self.is_initialised = false;
+        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
+    }
+
+    /// Lets it start if it waits for that; one that is up is left alone.
+    pub fn start(&mut self, start: Start) {
+        if self.wait == Wait::Start && self.start.is_none() {
+            (self.start, self.is_initialised) = (Some(start), true);
+        }
+    }
+
+    /// Acts on an INIT and a SIPI that its APIC received.
+    fn obey(&mut self) {
+        if self.apic.take_init() {
+            self.reset();
+        }
+        if let Some(vector) = self.apic.take_startup() {
+            self.start(Start::Sipi(vector));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apic::{Now, Shorthand};
     use crate::testing::machine_of;
 
     #[test]
@@ -135,7 +173,7 @@ mod tests {
         let mut running = Box::new(first);
         assert!(!machine.is_parked_ready() && !machine.take_turn(&mut running), "none was started");
         for id in [1, 3] {
-            machine.start_vcpu(&mut running, id, Start::Sipi(id as u8));
+            machine.parked.get_mut(id).unwrap().start(Start::Sipi(id as u8));
         }
         let mut turns = Vec::new();
         for _ in 0..5 {
@@ -152,28 +190,52 @@ mod tests {
         );
     }
 
+    fn command(delivery: Delivery, shorthand: Shorthand, destination: u32) -> Command {
+        Command { shorthand, destination, is_logical: false, delivery }
+    }
+
     #[test]
-    fn a_second_sipi_has_no_effect_and_init_stops() {
-        let (mut machine, mut first) = machine_of(2);
-        machine.start_vcpu(&mut first, 1, Start::Sipi(0x98));
-        machine.start_vcpu(&mut first, 1, Start::Sipi(0x99));
+    fn init_and_sipi_start_and_stop_and_a_second_sipi_has_no_effect() {
+        let (mut machine, mut first) = machine_of(3);
+        let to_second = |delivery| command(delivery, Shorthand::None, 2);
+        machine.send_command(&mut first, to_second(Delivery::Init));
+        assert!(!machine.is_parked_ready());
+        machine.send_command(&mut first, to_second(Delivery::Startup(0x98)));
+        machine.send_command(&mut first, to_second(Delivery::Startup(0x99)));
         assert!(machine.is_parked_ready());
         let start = machine.parked.get_mut(1).unwrap().start.take();
         assert!(matches!(start, Some(Start::Sipi(0x98))));
-        machine.start_vcpu(&mut first, 1, Start::Sipi(0x9a));
+        machine.send_command(&mut first, to_second(Delivery::Startup(0x9a)));
         assert!(machine.parked.get_mut(1).unwrap().start.is_none());
-        machine.reset_vcpu(&mut first, 1);
-        assert!(!machine.is_parked_ready());
-        machine.start_vcpu(&mut first, 7, Start::Sipi(1));
-        machine.start_vcpu(&mut first, 0, Start::Sipi(1));
-        assert!(first.start.is_none(), "it runs");
+        assert!(machine.parked.get_mut(2).unwrap().start.is_none(), "it was not addressed");
+        machine.send_command(&mut first, command(Delivery::Init, Shorthand::Others, 0));
+        assert!(!machine.is_parked_ready() && first.wait == Wait::None);
+        machine.send_command(&mut first, command(Delivery::Init, Shorthand::None, 0));
+        assert!(machine.is_off(&first), "it reset itself, and nobody is left to start it");
+    }
+
+    #[test]
+    fn interrupts_reach_those_that_are_addressed_and_wake_them() {
+        let (mut machine, mut first) = machine_of(3);
+        for id in [1, 2] {
+            let other = machine.parked.get_mut(id).unwrap();
+            other.wait = Wait::Interrupt;
+            other.apic.write_page(0xf0, 4, 0x1ff, &Now { tsc: 0, clock: machine.guest.clock });
+        }
+        machine.send_command(&mut first, command(Delivery::Fixed(0x40), Shorthand::None, 4));
+        let pending = |machine: &mut Machine<_>, id| machine.parked.get_mut(id).unwrap().apic.next();
+        assert_eq!((pending(&mut machine, 1), pending(&mut machine, 2)), (None, Some(0x40)));
+        machine.send_command(&mut first, command(Delivery::Lowest(0x41), Shorthand::Others, 0));
+        assert_eq!((pending(&mut machine, 1), pending(&mut machine, 2)), (Some(0x41), Some(0x40)));
+        machine.send_command(&mut first, command(Delivery::Nmi, Shorthand::All, 0));
+        assert!(first.apic.has_command() && machine.is_parked_ready());
     }
 
     #[test]
     fn the_guest_is_off_when_the_last_vcpu_halts_for_good() {
         let (mut machine, first) = machine_of(2);
         let mut running = Box::new(first);
-        machine.start_vcpu(&mut running, 1, Start::Sipi(1));
+        machine.parked.get_mut(1).unwrap().start(Start::Sipi(1));
         assert!(!machine.stop_vcpu(&mut running));
         assert!(machine.take_turn(&mut running) && running.id == 1);
         running.start = None;

@@ -20,14 +20,21 @@
 #![no_main]
 #![allow(dead_code, reason = "what modes have at hand is not always in use")]
 
+mod apic;
 mod check;
+mod cpu_state;
+mod cpu_tables;
 mod devices;
+mod exits;
 mod hostile;
+mod hypercalls;
 mod machine;
+mod mmio;
 mod modes;
 mod numbers;
 mod out;
 mod paging;
+mod processors;
 mod registry;
 mod selftest;
 mod store;

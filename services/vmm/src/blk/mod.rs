@@ -26,7 +26,7 @@ use crate::grants::{BadGrant, GrantRef, Want};
 use crate::machine::Guest;
 use extents::{Extent, Extents};
 use pace::Pace;
-use request::{Operation, SEGMENTS_MAX, Segment, Status, Tag};
+use request::{Layout, Operation, SEGMENTS_MAX, Segment, Status, Tag};
 
 /// What blkback said about the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,19 @@ const _: () = assert!(IN_FLIGHT_MAX == u32::BITS as usize);
 #[derive(Debug)]
 struct Front {
     ring: FrontRing,
+    layout: Layout,
     port: Port,
+}
+
+impl Front {
+    /// Copies the next request.
+    #[inline]
+    fn entry(&self) -> [u8; request::LEN] {
+        match self.layout {
+            Layout::Wide => self.ring.peek(0),
+            Layout::Narrow => request::widen(&self.ring.peek(0)),
+        }
+    }
 }
 
 /// Why a frontend cannot be connected.
@@ -186,9 +198,8 @@ impl Disk {
         protocol: &str,
     ) -> Result<(), Unusable> {
         self.disconnect(guest);
-        if !matches!(protocol, "" | "x86_64-abi") {
-            return Err(Unusable("its ring layout is not x86_64-abi"));
-        }
+        let layout =
+            Layout::of(protocol).ok_or(Unusable("its ring layout is not x86_64-abi or x86_32-abi"))?;
         let grant = ring_ref.trim().parse().map_err(|_| Unusable("ring-ref is not a number"))?;
         let port = event_channel.trim().parse().map_err(|_| Unusable("event-channel is not a number"))?;
         let page = guest.grants.acquire(&guest.memory, GrantRef(grant), Want::Write);
@@ -197,8 +208,8 @@ impl Disk {
             guest.grants.release(page);
             return Err(Unusable("event-channel is not a free port for the backend"));
         }
-        let ring = FrontRing::new(page, request::ENTRIES, request::LEN);
-        self.front = Some(Front { ring, port: Port(port) });
+        let ring = FrontRing::new(page, request::ENTRIES, layout.stride());
+        self.front = Some(Front { ring, layout, port: Port(port) });
         Ok(())
     }
 
@@ -305,7 +316,7 @@ impl Disk {
             if self.free == 0 || self.unsent != 0 {
                 return Ok(());
             }
-            let entry = front.ring.peek(0);
+            let entry = front.entry();
             front.ring.take(1);
             self.pace.took();
             self.take_request(guest, &volume, &entry);

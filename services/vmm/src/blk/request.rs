@@ -1,13 +1,17 @@
 //! A blkfront request, copied out of the ring and checked.
 //!
 //! The entry is copied once, and so is the page of an indirect request; what was copied is checked, and
-//! nothing is read again. Source: Xen public/io/blkif.h, layout "x86_64-abi".
+//! nothing is read again. A 32-bit frontend's entries lack the four bytes that align 64-bit words; they get
+//! them back, and are the same from then on. Source: Xen public/io/blkif.h, io/protocols.h, layouts "x86_64-abi"
+//! and "x86_32-abi".
 
 use crate::grants::GrantRef;
 use crate::memory::Page;
 
-/// Bytes of a ring entry.
+/// Bytes of a ring entry as it is read here: that of [`Layout::Wide`].
 pub const LEN: usize = 112;
+/// Bytes of a ring entry of [`Layout::Narrow`].
+pub const NARROW_LEN: usize = 108;
 /// Entries of the ring.
 pub const ENTRIES: u32 = 32;
 /// Segments of a request that stand in the ring.
@@ -29,6 +33,51 @@ const DIRECT_AT: usize = 24;
 const INDIRECT_AT: usize = 28;
 /// Bytes of a segment.
 const SEGMENT_LEN: usize = 8;
+
+/// What stands before the padding that only 64-bit frontends have, and behind it.
+const BEFORE_PADDING: usize = 4;
+const BEHIND_PADDING: usize = 8;
+
+/// How a frontend lays out its ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// 64-bit words are aligned to eight bytes: "x86_64-abi".
+    Wide,
+    /// To four: "x86_32-abi".
+    Narrow,
+}
+
+impl Layout {
+    /// By the name that the frontend wrote. None is the backend's own: that of 64-bit programs.
+    pub fn of(protocol: &str) -> Option<Self> {
+        match protocol.trim() {
+            "" | "x86_64-abi" => Some(Self::Wide),
+            "x86_32-abi" => Some(Self::Narrow),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a ring entry.
+    pub fn stride(self) -> usize {
+        match self {
+            Self::Wide => LEN,
+            Self::Narrow => NARROW_LEN,
+        }
+    }
+}
+
+/// A narrow entry as a wide one. Behind the operation's own bytes all fields are where they were, four bytes later.
+pub fn widen(narrow: &[u8; NARROW_LEN]) -> [u8; LEN] {
+    let mut wide = [0; LEN];
+    let (head, rest) = narrow.split_at(BEFORE_PADDING);
+    for (to, from) in wide.iter_mut().zip(head) {
+        *to = *from;
+    }
+    for (to, from) in wide.iter_mut().skip(BEHIND_PADDING).zip(rest) {
+        *to = *from;
+    }
+    wide
+}
 
 /// Part of a page. Invariant: it lies inside of the page and is not empty, unless it is [`Segment::NONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,6 +310,52 @@ pub mod tests {
         Ok((head, out[..count].to_vec(), len))
     }
 
+    /// A wide entry as a 32-bit frontend writes it.
+    pub fn narrow(entry: &[u8; LEN]) -> [u8; NARROW_LEN] {
+        let mut narrow = [0; NARROW_LEN];
+        narrow[..4].copy_from_slice(&entry[..4]);
+        narrow[4..].copy_from_slice(&entry[8..]);
+        narrow
+    }
+
+    /// The offsets of struct blkif_x86_32_request and of its indirect form, written out.
+    #[test]
+    fn a_32_bit_frontends_fields_are_where_its_compiler_puts_them() {
+        let mut bytes = [0; NARROW_LEN];
+        bytes[..2].copy_from_slice(&[READ, 2]);
+        bytes[4..12].copy_from_slice(&77u64.to_le_bytes());
+        bytes[12..20].copy_from_slice(&100u64.to_le_bytes());
+        bytes[20..28].copy_from_slice(&segment_bytes((9, 2, 7)));
+        bytes[28..36].copy_from_slice(&segment_bytes((10, 0, 0)));
+        assert_eq!(widen(&bytes), entry(READ, 77, 100, &[(9, 2, 7), (10, 0, 0)]));
+
+        let mut bytes = [0; NARROW_LEN];
+        bytes[..4].copy_from_slice(&[INDIRECT, WRITE, 32, 0]);
+        bytes[4..12].copy_from_slice(&5u64.to_le_bytes());
+        bytes[12..20].copy_from_slice(&9u64.to_le_bytes());
+        bytes[24..28].copy_from_slice(&44u32.to_le_bytes());
+        assert_eq!(widen(&bytes), indirect(WRITE, 5, 9, 32, 44));
+
+        // The last of eleven segments is the entry's last.
+        let mut bytes = [0; NARROW_LEN];
+        bytes[100..108].copy_from_slice(&segment_bytes((9, 1, 2)));
+        assert_eq!(widen(&bytes)[104..], segment_bytes((9, 1, 2)));
+    }
+
+    #[test]
+    fn layouts_have_names() {
+        for (name, layout) in [
+            ("", Some(Layout::Wide)),
+            ("x86_64-abi", Some(Layout::Wide)),
+            ("x86_32-abi", Some(Layout::Narrow)),
+        ] {
+            assert_eq!(Layout::of(name), layout);
+        }
+        for name in ["arm-abi", "x86_32", "x86_32-abi\0", "\u{fffd}"] {
+            assert_eq!(Layout::of(name), None);
+        }
+    }
+
     #[test]
     fn a_read_names_its_parts_and_length() {
         let entry = entry(0, 77, 100, &[(9, 2, 7), (10, 0, 0)]);
@@ -325,6 +420,7 @@ pub mod tests {
         fn whatever_is_accepted_lies_in_pages_and_volume(
             mut entry in prop::collection::vec(any::<u8>(), LEN),
             is_sane: bool,
+            is_narrow: bool,
             words in prop::collection::vec((any::<u32>(), 0u8..10, 0u8..10), 40),
             sectors: u64
         ) {
@@ -339,7 +435,10 @@ pub mod tests {
                 entry[2] %= 34;
                 entry[3] = 0;
             }
-            let entry = *entry.first_chunk().unwrap();
+            let entry = match is_narrow {
+                true => widen(entry.first_chunk().unwrap()),
+                false => *entry.first_chunk().unwrap(),
+            };
             let head = parse(&entry).1;
             let page = head.ok().and_then(|head| head.indirect).map(|_| &page);
             if let Ok((head, segments, len)) = all(&entry, page, sectors) {

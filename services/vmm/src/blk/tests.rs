@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 use rt::channel::Server;
 
-use super::request::tests::{entry, indirect, segment_bytes};
+use super::request::tests::{entry, indirect, narrow, segment_bytes};
 use super::*;
 use crate::grants::tests::{flags, permit};
 use crate::memory::{Gfn, Page};
@@ -22,9 +22,14 @@ struct Setup {
     ring: Page,
     port: Port,
     produced: u32,
+    layout: Layout,
 }
 
 fn setup(is_read_only: bool, has_cache: bool) -> Setup {
+    setup_layout(Layout::Wide, is_read_only, has_cache)
+}
+
+fn setup_layout(layout: Layout, is_read_only: bool, has_cache: bool) -> Setup {
     let mut guest = guest();
     permit(&guest.memory, RING_GRANT, RING_GFN, false);
     // Grants 16.. are pages 16.. .
@@ -39,10 +44,11 @@ fn setup(is_read_only: bool, has_cache: bool) -> Setup {
     assert_eq!(server.receive(), Ok(Some(Request::Open)));
     server.send(&Response::Opened { sectors: SECTORS, sector_size: 512, is_read_only, has_cache }).unwrap();
     disk.service(&mut guest);
-    disk.connect(&mut guest, "8", &alloc::format!("{}", port.0), "x86_64-abi").unwrap();
+    let protocol = if layout == Layout::Wide { "x86_64-abi" } else { "x86_32-abi" };
+    disk.connect(&mut guest, "8", &alloc::format!("{}", port.0), protocol).unwrap();
     let ring = guest.memory.page(Gfn(u64::from(RING_GFN))).unwrap();
     ring.set_u32(12, 1);
-    Setup { guest, disk, server, pool, ring, port, produced: 0 }
+    Setup { guest, disk, server, pool, ring, port, produced: 0, layout }
 }
 
 /// A channel whose volume of `bytes` is in the client's memory.
@@ -54,7 +60,11 @@ fn memory_channel(bytes: u64) -> (Client<Blk>, Server<Blk>) {
 
 impl Setup {
     fn put(&mut self, entry: [u8; 112]) {
-        self.ring.write(64 + (self.produced % 32) as usize * 112, &entry);
+        let slot = (self.produced % 32) as usize;
+        match self.layout {
+            Layout::Wide => self.ring.write(64 + slot * 112, &entry),
+            Layout::Narrow => self.ring.write(64 + slot * 108, &narrow(&entry)),
+        }
         self.produced += 1;
         self.ring.set_u32(0, self.produced);
     }
@@ -97,8 +107,10 @@ impl Setup {
     fn responses(&self, from: u32) -> Vec<(u64, u8, i16)> {
         (from..self.ring.u32(8))
             .map(|n| {
-                let at = 64 + (n % 32) as usize * 112;
-                (self.ring.u64(at), self.ring.u8(at + 8), self.ring.u16(at + 10) as i16)
+                let at = 64 + (n % 32) as usize * self.layout.stride();
+                let mut id = [0; 8];
+                self.ring.read(at, &mut id);
+                (u64::from_le_bytes(id), self.ring.u8(at + 8), self.ring.u16(at + 10) as i16)
             })
             .collect()
     }
@@ -248,6 +260,54 @@ fn an_indirect_request_moves_all_of_its_pages_in_one_transfer() {
     assert_eq!(s.disk.free, ALL);
 }
 
+/// The ring runs around once, so that every entry and every response has its place.
+#[test]
+fn a_32_bit_frontend_is_served_in_its_layout() {
+    let mut s = setup_layout(Layout::Narrow, false, false);
+    for id in 0..40 {
+        let (gfn, sector) = (16 + id as u32 % 32, 100 + id);
+        s.put(entry(0, id << 32 | 7, sector, &[(gfn, 2, 7)]));
+        s.service();
+        assert!(matches!(s.serve()[..], [Request::Transfer { sector: at, len: 3072, .. }] if at == sector));
+        s.service();
+        assert_eq!(s.responses(id as u32), [(id << 32 | 7, 0, 0)]);
+        let page = s.guest.memory.page(Gfn(u64::from(gfn))).unwrap();
+        assert_eq!(page.u8(4095), sector as u8);
+    }
+    let full: Vec<(u32, u8, u8)> = (16..27).map(|gfn| (gfn, 0, 7)).collect();
+    s.put(entry(1, 5, 0, &full));
+    s.put(entry(3, 6, 0, &[]));
+    s.put(entry(9, 8, 0, &[]));
+    s.service();
+    assert!(matches!(s.serve()[..], [Request::Transfer { direction: Direction::Write, len: 0xb000, .. }]));
+    s.service();
+    let mut responses = s.responses(40);
+    responses.sort_unstable();
+    assert_eq!(responses, [(5, 1, 0), (6, 3, 0), (8, 9, -2)]);
+}
+
+/// GRUB hands its disk over to Linux: another layout in another page, and nothing of the old ring is looked at.
+#[test]
+fn a_32_bit_frontend_is_followed_by_a_64_bit_one() {
+    let mut s = setup_layout(Layout::Narrow, false, false);
+    s.put(entry(0, 1, 5, &[(16, 0, 0)]));
+    s.service();
+    s.serve();
+    s.service();
+    assert_eq!(s.responses(0), [(1, 0, 0)]);
+    s.disk.disconnect(&mut s.guest);
+    permit(&s.guest.memory, 9, 3, false);
+    s.disk.connect(&mut s.guest, "9", &alloc::format!("{}", s.port.0), "x86_64-abi").unwrap();
+    s.ring.set_u32(0, 0xffff);
+    s.ring = s.guest.memory.page(Gfn(3)).unwrap();
+    (s.layout, s.produced) = (Layout::Wide, 0);
+    s.put(entry(0, 2, 6, &[(17, 0, 0)]));
+    s.service();
+    assert!(matches!(s.serve()[..], [Request::Transfer { sector: 6, len: 512, .. }]));
+    s.service();
+    assert_eq!(s.responses(0), [(2, 0, 0)]);
+}
+
 #[test]
 fn a_pipelining_guest_is_served_when_it_waits() {
     let mut s = setup(false, false);
@@ -370,7 +430,7 @@ fn frontends_that_name_nonsense_are_refused() {
         ("99", &port, ""),
         ("8", "9999", ""),
         ("8", "", ""),
-        ("8", &port, "x86_32-abi"),
+        ("8", &port, "arm-abi"),
     ] {
         assert!(s.disk.connect(&mut s.guest, ring, port, protocol).is_err());
         assert_eq!(flags(&s.guest.memory, RING_GRANT), 1);
@@ -382,9 +442,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn random_rings_and_answers_are_survived(
-        words in prop::collection::vec((0usize..1024, any::<u32>(), 0u32..40), 1..100)
+        is_narrow: bool, words in prop::collection::vec((0usize..1024, any::<u32>(), 0u32..40), 1..100)
     ) {
-        let mut s = setup(false, true);
+        let layout = if is_narrow { Layout::Narrow } else { Layout::Wide };
+        let mut s = setup_layout(layout, false, true);
         for (index, value, ahead) in words {
             s.ring.set_u32(index * 4, value);
             if index % 5 == 0 {

@@ -7,17 +7,35 @@
 //! among them, are refused. Every structure is copied from the guest once, through its own page tables.
 //! Sources: Xen public/xen.h, public/arch-x86/xen-x86_32.h; arch/x86/hvm/hypercall.c for the modes.
 
+/// Declares the numbers of a hypercall's sub-operations, and lists them for the test that compares them with
+/// `HYPERCALLS.md`: those stand there, too, that are only refused.
+macro_rules! operations {
+    ($call:literal: $type:ty { $($name:ident = $value:literal,)* }) => {
+        $(
+            #[allow(dead_code, reason = "some are refused with all others")]
+            pub(super) const $name: $type = $value;
+        )*
+        #[cfg(test)]
+        pub(in crate::hypercall) const OPERATIONS: (&str, &[(&str, u64)]) = ($call, &[$((stringify!($name), $value),)*]);
+    };
+}
+
 mod assist;
+mod console;
 mod context;
+mod domid;
 mod evtchn;
 mod grant;
 mod hvm;
 mod memory;
 mod multicall;
+mod refused;
 mod sched;
 mod target;
 mod vcpu;
 mod version;
+
+pub use hvm::Params;
 
 use proto::abi::{VcpuState, gpr};
 
@@ -26,17 +44,59 @@ use crate::events::Layout;
 use crate::machine::{Guest, Machine, Outcome, Platform, Vcpu};
 use crate::walk::{EFER_LMA, Paging};
 
-const MEMORY_OP: u64 = 12;
-const MULTICALL: u64 = 13;
-const SET_TIMER_OP: u64 = 15;
-const XEN_VERSION: u64 = 17;
-const CONSOLE_IO: u64 = 18;
-const GRANT_TABLE_OP: u64 = 20;
-const VM_ASSIST: u64 = 21;
-const VCPU_OP: u64 = 24;
-const SCHED_OP: u64 = 29;
-const EVENT_CHANNEL_OP: u64 = 32;
-const HVM_OP: u64 = 34;
+/// Numbers of the hypercalls.
+mod number {
+    operations! {
+        "hypercall": u64 {
+            SET_TRAP_TABLE = 0,
+            MMU_UPDATE = 1,
+            SET_GDT = 2,
+            STACK_SWITCH = 3,
+            SET_CALLBACKS = 4,
+            FPU_TASKSWITCH = 5,
+            SCHED_OP_COMPAT = 6,
+            PLATFORM_OP = 7,
+            SET_DEBUGREG = 8,
+            GET_DEBUGREG = 9,
+            UPDATE_DESCRIPTOR = 10,
+            MEMORY_OP = 12,
+            MULTICALL = 13,
+            UPDATE_VA_MAPPING = 14,
+            SET_TIMER_OP = 15,
+            EVENT_CHANNEL_OP_COMPAT = 16,
+            XEN_VERSION = 17,
+            CONSOLE_IO = 18,
+            PHYSDEV_OP_COMPAT = 19,
+            GRANT_TABLE_OP = 20,
+            VM_ASSIST = 21,
+            UPDATE_VA_MAPPING_OTHERDOMAIN = 22,
+            IRET = 23,
+            VCPU_OP = 24,
+            SET_SEGMENT_BASE = 25,
+            MMUEXT_OP = 26,
+            XSM_OP = 27,
+            NMI_OP = 28,
+            SCHED_OP = 29,
+            CALLBACK_OP = 30,
+            XENOPROF_OP = 31,
+            EVENT_CHANNEL_OP = 32,
+            PHYSDEV_OP = 33,
+            HVM_OP = 34,
+            SYSCTL = 35,
+            DOMCTL = 36,
+            KEXEC_OP = 37,
+            TMEM_OP = 38,
+            ARGO_OP = 39,
+            XENPMU_OP = 40,
+            DM_OP = 41,
+            HYPFS_OP = 42,
+            MCA = 48,
+            PAGING_DOMCTL_CONT = 49,
+        }
+    }
+}
+
+use number::*;
 
 /// Index of `r10` in the state's registers.
 const R10: usize = 10;
@@ -45,8 +105,6 @@ const RFLAGS_IF: u64 = 1 << 9;
 const CODE_64: u32 = 1 << 9;
 /// The half of a register that 32-bit code sees.
 const LOW: u64 = 0xffff_ffff;
-/// Most bytes that one CONSOLEIO_write takes.
-const CONSOLE_WRITE_MAX: u64 = 512;
 
 /// One hypercall being served.
 pub(crate) struct Call<'a, P> {
@@ -93,6 +151,8 @@ pub enum Done {
     /// Part of the work is done: the instruction is executed again with this first argument. A 32-bit
     /// caller's arguments have 32 bits.
     Again(u64),
+    /// Likewise, with these first three arguments.
+    AgainFrom([u64; 3]),
     /// The instruction is executed again with these first two arguments, after something else.
     AgainAfter([u64; 2], Outcome),
     /// With answer 0, and something other than just going on.
@@ -194,6 +254,11 @@ pub fn dispatch<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state: &
     match &done {
         Done::Answer(answer) => state.gprs[gpr::RAX] = to_rax(*answer),
         Done::Again(first) => state.gprs[gpr::RDI] = *first,
+        Done::AgainFrom([first, second, third]) => {
+            state.gprs[gpr::RDI] = *first;
+            state.gprs[gpr::RSI] = *second;
+            state.gprs[gpr::RDX] = *third;
+        }
         Done::AgainAfter([first, second], _) => {
             state.gprs[gpr::RDI] = *first;
             state.gprs[gpr::RSI] = *second;
@@ -221,6 +286,11 @@ fn dispatch_narrow<P: Platform>(machine: &mut Machine<P>, vcpu: &mut Vcpu, state
     match &done {
         Done::Answer(answer) => set(gpr::RAX, to_rax(*answer)),
         Done::Again(first) => set(gpr::RBX, *first),
+        Done::AgainFrom([first, second, third]) => {
+            set(gpr::RBX, *first);
+            set(gpr::RCX, *second);
+            set(gpr::RDX, *third);
+        }
         Done::AgainAfter([first, second], _) => {
             set(gpr::RBX, *first);
             set(gpr::RCX, *second);
@@ -243,12 +313,12 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, number: u64) -> Done {
             call.vcpu.has_news = true;
             version::call(call)
         }
-        CONSOLE_IO => console_io(call),
-        GRANT_TABLE_OP => grant::call(call),
         VM_ASSIST => assist::call(call),
-        HVM_OP => hvm::call(call),
+        CONSOLE_IO => return console::call(call),
+        GRANT_TABLE_OP => return grant::call(call),
+        HVM_OP => return hvm::call(call),
         MULTICALL => return multicall::call(call),
-        _ => Err(Errno::NoSys),
+        _ => refused::call(call, number),
     };
     if answer == Err(Errno::NoSys) && call.machine.guest.odd.allows() {
         log::debug!("hypercall {number} ({first:#x}, {second:#x}) is not implemented");
@@ -256,27 +326,7 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, number: u64) -> Done {
     Done::Answer(answer)
 }
 
-/// CONSOLEIO_write (early printk); reading is not offered.
-fn console_io<P: Platform>(call: &mut Call<'_, P>) -> Answer {
-    let [_, _, buffer, ..] = call.args;
-    let (operation, count) = (call.word(0), u64::from(call.word(1)));
-    if operation != 0 {
-        return Err(Errno::NoSys);
-    }
-    let mut rest = count.min(CONSOLE_WRITE_MAX);
-    let mut at = buffer;
-    while rest > 0 {
-        let mut bytes = [0; 64];
-        let len = rest.min(64);
-        let chunk = bytes.get_mut(..len as usize).unwrap_or(&mut []);
-        call.paging.read(&call.machine.guest.memory, at, chunk)?;
-        let chunk = &*chunk;
-        call.machine.guest.write_early(chunk.iter().copied());
-        at = at.wrapping_add(len);
-        rest -= len;
-    }
-    Ok(0)
-}
-
+#[cfg(test)]
+mod table;
 #[cfg(test)]
 mod tests;

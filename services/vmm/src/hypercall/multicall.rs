@@ -40,11 +40,9 @@ fn run<P: Platform>(call: &mut Call<'_, P>, list: u64, count: u64) -> Done {
             Done::Answer(answer) => (answer, None),
             Done::Then(outcome) => (Ok(0), Some(outcome)),
             Done::Again(first) | Done::AgainAfter([first, _], _) => {
-                return match call.write_long(at.wrapping_add(2 * word_len), first) {
-                    Ok(()) => Done::AgainAfter(rest(index), Outcome::Run),
-                    Err(errno) => Done::Answer(Err(errno)),
-                };
+                return continued(call, at, &[first], rest(index));
             }
+            Done::AgainFrom(args) => return continued(call, at, &args, rest(index)),
         };
         if let Err(errno) = call.write_long(at.wrapping_add(word_len), to_rax(answer)) {
             return Done::Answer(Err(errno));
@@ -59,4 +57,15 @@ fn run<P: Platform>(call: &mut Call<'_, P>, list: u64, count: u64) -> Done {
         None | Some(0) => Done::Answer(Ok(0)),
         Some(left) => Done::AgainAfter([list.wrapping_add(CALLS_PER_PASS * entry_len), left], Outcome::Run),
     }
+}
+
+/// The call whose entry is at `at` is to be made again, with other first arguments, as are those behind it.
+fn continued<P: Platform>(call: &Call<'_, P>, at: u64, args: &[u64], rest: [u64; 2]) -> Done {
+    let word_len = call.by_width(8, 4);
+    for (n, &arg) in args.iter().enumerate() {
+        if let Err(errno) = call.write_long(at.wrapping_add((2 + n as u64) * word_len), arg) {
+            return Done::Answer(Err(errno));
+        }
+    }
+    Done::AgainAfter(rest, Outcome::Run)
 }

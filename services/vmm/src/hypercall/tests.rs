@@ -77,7 +77,7 @@ fn call_as(
     panic!("the hypercall never ends");
 }
 
-fn word(machine: &Machine<FakePlatform>, offset: u64) -> u32 {
+pub(super) fn word(machine: &Machine<FakePlatform>, offset: u64) -> u32 {
     let mut bytes = [0; 4];
     machine.guest.memory.read(GuestPhys(ARGUMENT + offset), &mut bytes).unwrap();
     u32::from_le_bytes(bytes)
@@ -115,11 +115,11 @@ fn narrow_callers_have_narrow_layouts() {
     assert_eq!(m.guest.memory.special_at(Gfn(5)), None);
     assert_eq!(call32(m, v, 12, [9, ARGUMENT, 0], &[2, 0x9000]).0, 0);
     assert_eq!(word(m, 0), 2);
-    for n in 0..3000u32 {
-        m.guest.memory.write(GuestPhys(0x1_0000 + 4 * u64::from(n)), &(n % 60).to_le_bytes()).unwrap();
+    for n in 0..20u32 {
+        m.guest.memory.write(GuestPhys(0x1_0000 + 4 * u64::from(n)), &(n + 0x20).to_le_bytes()).unwrap();
     }
-    assert_eq!(call32(m, v, 12, [1, ARGUMENT, 0], &[0x1_0000, 3000, 0, 0, 0x7ff0]).0, 3000);
-    assert_eq!(call32(m, v, 12, [1, ARGUMENT, 0], &[0x1_0000, 1 << 26, 0, 0, 0x7ff0]).0, -22);
+    assert_eq!(call32(m, v, 12, [1, ARGUMENT, 0], &[0x1_0000, 20, 0, 0, 0x7ff0]).0, 20);
+    assert_eq!(call32(m, v, 12, [1, ARGUMENT, 0], &[0x1_0000, 1 << 26, 0, 0, 0x7ff0]).0, 0);
     // A timer's time is in two registers.
     assert_eq!(call32(m, v, 15, [5000, 1, 0], &[]).0, 0);
     let due = m.guest.clock.ns(v.timer);
@@ -150,82 +150,6 @@ fn multicalls_have_results_of_their_own() {
     assert_eq!(call32(m, v, 13, [0x1_0000, 1000, 0], &[]).0, 0);
     assert_eq!(call(m, v, 13, [0x3_ffc0, 2, 0], &[]).0, -14);
     assert_eq!(call(m, v, 13, [0, u64::MAX, 0], &[]).0, -14);
-}
-
-#[test]
-fn version_and_features() {
-    let (mut machine, mut vcpu) = machine();
-    assert_eq!(call(&mut machine, &mut vcpu, 17, [0, 0, 0], &[]).0, 0x4_0011);
-    assert_eq!(call(&mut machine, &mut vcpu, 17, [6, ARGUMENT, 0], &[0, 9]).0, 0);
-    assert_eq!(word(&machine, 4), 0x1_0305);
-    assert_eq!(call(&mut machine, &mut vcpu, 17, [6, ARGUMENT, 0], &[1, 9]).0, 0);
-    assert_eq!(word(&machine, 4), 0);
-    assert_eq!(call(&mut machine, &mut vcpu, 17, [1, 0x7000_0000, 0], &[]).0, -14);
-    assert_eq!(call(&mut machine, &mut vcpu, 99, [0, 0, 0], &[]).0, -38);
-}
-
-#[test]
-fn shared_info_and_grant_frames_go_where_the_guest_wants_them() {
-    let (mut machine, mut vcpu) = machine();
-    let add = |space, index, gfn: u64| [0x7ff0, space, index, 0, gfn as u32, (gfn >> 32) as u32];
-    let mut place = |words: &[u32]| call(&mut machine, &mut vcpu, 12, [7, ARGUMENT, 0], words).0;
-    assert_eq!(place(&add(0, 0, 1)), 0);
-    assert_eq!(place(&add(1, 2, 0x18000)), 0);
-    assert_eq!(place(&add(1, 0, 1)), 0, "the table's first frame takes shared_info's place");
-    assert_eq!(place(&add(0, 0, 3)), 0);
-    assert_eq!(place(&add(0, 0, 4)), 0);
-    assert_eq!(place(&add(1, 32, 5)), -22);
-    assert_eq!(place(&add(2, 0, 5)), -22);
-    assert_eq!(place(&add(0, 0, 1 << 40)), -22);
-    let memory = &machine.guest.memory;
-    assert_eq!(memory.special_at(Gfn(1)), Some(special::GRANTS));
-    assert_eq!(memory.special_at(Gfn(4)), Some(special::SHARED_INFO));
-    assert_eq!(memory.special_at(Gfn(3)), None);
-    assert_eq!(machine.platform.restored, [Gfn(3)]);
-    assert_eq!(machine.guest.grants.frames(), 3);
-    assert_eq!(call(&mut machine, &mut vcpu, 20, [6, ARGUMENT, 1], &[0x7ff0]).0, 0);
-    assert_eq!((word(&machine, 4), word(&machine, 8)), (3, 32));
-}
-
-#[test]
-fn the_memory_map_is_the_one_of_the_start_information() {
-    let (mut machine, mut vcpu) = machine();
-    assert_eq!(call(&mut machine, &mut vcpu, 12, [9, ARGUMENT, 0], &[2, 0, 0x9000, 0]).0, 0);
-    assert_eq!(word(&machine, 0), 2);
-    let mut entry = [0; 20];
-    machine.guest.memory.read(GuestPhys(0x9000 + 20), &mut entry).unwrap();
-    assert_eq!((u64::from_le_bytes(entry[..8].try_into().unwrap()), entry[16]), (0xfc00_0000, 3));
-}
-
-#[test]
-fn ballooning_counts_and_long_lists_are_continued() {
-    let (mut machine, mut vcpu) = machine();
-    for n in 0..3000u64 {
-        machine.guest.memory.write(GuestPhys(0x1_0000 + 8 * n), &(n % 60).to_le_bytes()).unwrap();
-    }
-    let reservation = [0x1_0000, 0, 3000, 0, 0, 0, 0x7ff0, 0];
-    assert_eq!(call(&mut machine, &mut vcpu, 12, [1, ARGUMENT, 0], &reservation).0, 3000);
-    machine.guest.memory.write(GuestPhys(0x1_0000 + 8 * 2000), &0x9_9999u64.to_le_bytes()).unwrap();
-    assert_eq!(call(&mut machine, &mut vcpu, 12, [6, ARGUMENT, 0], &reservation).0, 2000);
-    let absurd = [0x1_0000, 0, u32::MAX, u32::MAX, 0, 0, 0x7ff0, 0];
-    assert_eq!(call(&mut machine, &mut vcpu, 12, [6, ARGUMENT, 0], &absurd).0, -22);
-}
-
-#[test]
-fn parameters_name_rings_and_ports() {
-    let (mut machine, mut vcpu) = machine();
-    let mut get = |index| {
-        assert_eq!(call(&mut machine, &mut vcpu, 34, [1, ARGUMENT, 0], &[0x7ff0, index, 9, 9]).0, 0);
-        word(&machine, 8)
-    };
-    assert_eq!((get(1), get(17)), (0xfeffd, 0xfeffc));
-    let (store, console) = (get(2), get(18));
-    assert!(store != 0 && console != 0 && store != console);
-    assert_eq!(get(5), 0);
-    assert_eq!(call(&mut machine, &mut vcpu, 34, [0, ARGUMENT, 0], &[0x7ff0, 0, 0xf3, 2 << 24]).0, 0);
-    assert_eq!(machine.guest.callback, Some(0xf3));
-    assert_eq!(call(&mut machine, &mut vcpu, 34, [0, ARGUMENT, 0], &[0x7ff0, 0, 3, 2 << 24]).0, -22);
-    assert_eq!(call(&mut machine, &mut vcpu, 34, [9, ARGUMENT, 0], &[]).0, -38);
 }
 
 #[test]
@@ -461,6 +385,18 @@ fn vcpus_are_initialised_go_up_and_down() {
 }
 
 #[test]
+fn an_nmi_ends_another_vcpus_wait() {
+    let (mut machine, mut vcpu) = machine_of(2);
+    let (m, v) = (&mut machine, &mut vcpu);
+    m.parked.get_mut(1).unwrap().wait = Wait::Interrupt;
+    assert_eq!(call(m, v, 24, [11, 1, 1], &[]).0, -22, "it has no argument");
+    assert_eq!(call(m, v, 24, [11, 2, 0], &[]).0, -2);
+    assert!(!m.is_parked_ready());
+    assert_eq!(call(m, v, 24, [11, 1, 0], &[]).0, 0);
+    assert!(m.is_parked_ready() && m.parked.get_mut(1).unwrap().apic.take_nmi());
+}
+
+#[test]
 fn timers_of_all_kinds() {
     let (mut machine, mut vcpu) = machine();
     let (m, v) = (&mut machine, &mut vcpu);
@@ -507,4 +443,127 @@ fn early_console_output_is_kept_for_the_console() {
     assert_eq!(call(&mut machine, &mut vcpu, 18, [0, 5, 0x9000], &[]).0, 0);
     let text: alloc::vec::Vec<u8> = machine.guest.early_output.iter().copied().collect();
     assert_eq!(text, b"hello");
+}
+
+fn bytes<const N: usize>(machine: &Machine<FakePlatform>) -> [u8; N] {
+    let mut bytes = [0; N];
+    machine.guest.memory.read(GuestPhys(ARGUMENT), &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn each_version_query_fills_its_buffer_and_no_more() {
+    let (mut machine, mut vcpu) = machine();
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [0, 0, 0], &[]).0, 0x4_0011);
+    let lens = [(1, 16), (2, 144), (3, 1024), (4, 64), (5, 8), (8, 16), (9, 9)];
+    for (query, len) in lens {
+        let dirty = [u32::MAX; 260];
+        assert_eq!(call(&mut machine, &mut vcpu, 17, [query, ARGUMENT, 0], &dirty).0, 0);
+        let bytes: [u8; 1040] = bytes(&machine);
+        assert!(
+            bytes[..len].iter().all(|&byte| byte != 0xff || query == 5),
+            "query {query} leaves old bytes"
+        );
+        assert!(bytes[len..].iter().all(|&byte| byte == 0xff), "query {query} writes too much");
+        assert_eq!(call(&mut machine, &mut vcpu, 17, [query, 0x3_fffc, 0], &[]).0, -14, "query {query}");
+    }
+    assert_eq!(&bytes::<9>(&machine), b"<denied>\0");
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [7, 0, 0], &[]).0, 4096);
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [7, ARGUMENT, 0], &[]).0, -22);
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [10, 0, 0], &[]).0, -1);
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [11, 0, 0], &[]).0, -38);
+    assert_eq!(call32(&mut machine, &mut vcpu, 17, [5, ARGUMENT, 0], &[9, 9]).0, 0);
+    assert_eq!((word(&machine, 0), word(&machine, 4)), (0, 9));
+}
+
+#[test]
+fn features_are_in_one_word() {
+    let (mut machine, mut vcpu) = machine();
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [6, ARGUMENT, 0], &[0, 9]).0, 0);
+    assert_eq!(word(&machine, 4), 0x1_2305);
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [6, ARGUMENT, 0], &[1, 9]).0, -22);
+    assert_eq!(word(&machine, 4), 9);
+    assert_eq!(call(&mut machine, &mut vcpu, 17, [6, 0x7000_0000, 0], &[]).0, -14);
+}
+
+#[test]
+fn console_output_of_any_length_ends_with_the_memory_that_holds_it() {
+    let (mut machine, mut vcpu) = machine();
+    for count in [u64::from(u32::MAX), 1 << 31] {
+        assert_eq!(call(&mut machine, &mut vcpu, 18, [0, count, 0x3_0000], &[]).0, -14);
+    }
+    assert_eq!(call(&mut machine, &mut vcpu, 18, [0, 0x1_0000, 0x3_0000], &[]).0, 0);
+    assert_eq!(
+        call(&mut machine, &mut vcpu, 18, [0, 5 << 32, 0x7fff_0000], &[]).0,
+        0,
+        "32 bits of the length count"
+    );
+    assert_eq!(call(&mut machine, &mut vcpu, 18, [0, 1, 0x7fff_0000], &[]).0, -14);
+    assert_eq!(call32(&mut machine, &mut vcpu, 18, [0, 0x800, 0x3_0000], &[]).0, 0);
+    for operation in [1, 2, u64::from(u32::MAX)] {
+        assert_eq!(call(&mut machine, &mut vcpu, 18, [operation, 8, ARGUMENT], &[]).0, -1);
+    }
+}
+
+#[test]
+fn calls_for_others_are_refused_in_xens_order() {
+    let (mut machine, mut vcpu) = machine();
+    let mut answer = |number, args, words: &[u32]| call(&mut machine, &mut vcpu, number, args, words).0;
+    for (number, version) in [(7, 0x0300_0001), (35, 0x15), (36, 0x15), (49, 0x15)] {
+        assert_eq!(answer(number, [0x7fff_0000, 0, 0], &[]), -14);
+        assert_eq!(answer(number, [ARGUMENT, 0, 0], &[2, version + 1]), -13);
+        assert_eq!(answer(number, [ARGUMENT, 0, 0], &[2, version, 0]), -1);
+    }
+    assert_eq!(answer(36, [ARGUMENT, 0, 0], &[2, 0x15, 0x7ff0]), -3);
+    assert_eq!(answer(36, [ARGUMENT, 0, 0], &[1, 0x15, 0x7ff0]), -1, "a new domain");
+    assert_eq!(answer(36, [ARGUMENT, 0, 0], &[5, 0x15, 9]), -1, "looking for the next domain");
+    assert_eq!(answer(36, [ARGUMENT, 0, 0], &[5, 0x15, 0x7ff0]), -22);
+    assert_eq!(
+        [answer(40, [0, 0, 0], &[]), answer(42, [0, 0, 0], &[]), answer(27, [0, 0, 0], &[])],
+        [-95, -1, -38]
+    );
+    let device_model = |domid: u64, count: u64| [domid, count, ARGUMENT];
+    assert_eq!([answer(41, device_model(0, 0), &[]), answer(41, device_model(0, 4), &[])], [-61, -7]);
+    assert_eq!([answer(41, device_model(0, 1), &[]), answer(41, device_model(9, 1), &[])], [-22, -3]);
+    assert_eq!([answer(41, device_model(5, 1), &[]), answer(41, [5, 1, 0x7fff_0000], &[])], [-1, -14]);
+    for number in (0..7).chain([
+        8,
+        9,
+        10,
+        11,
+        14,
+        16,
+        19,
+        22,
+        23,
+        25,
+        28,
+        30,
+        31,
+        33,
+        37,
+        38,
+        39,
+        43,
+        48,
+        55,
+        99,
+        1 << 40,
+    ]) {
+        assert_eq!(answer(number, [ARGUMENT; 3], &[]), -38, "hypercall {number}");
+    }
+}
+
+#[test]
+fn page_tables_of_others_are_not_for_this_guest() {
+    let (mut machine, mut vcpu) = machine();
+    for (domid, expected) in [(0x7ff0, -22), (0, -1), (0x7ff1, -1), (5, -3), (9, -3)] {
+        let mut state = blank();
+        state.efer = EFER_LMA;
+        state.cs_attributes = CODE_64;
+        state.gprs[gpr::RAX] = 26;
+        state.gprs[R10] = domid;
+        dispatch(&mut machine, &mut vcpu, &mut state);
+        assert_eq!(state.gprs[gpr::RAX] as i64, expected);
+    }
 }

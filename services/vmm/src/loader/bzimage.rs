@@ -73,13 +73,16 @@ pub fn extract_elf_limited(file: &[u8], limit: u64) -> Result<Vec<u8>, LoadError
     Ok(elf)
 }
 
+/// Magic number of LZ4's legacy framing.
+const LZ4_LEGACY: &[u8; 4] = b"\x02\x21\x4c\x18";
+
 type Decoder = fn(&[u8], usize) -> Result<Vec<u8>, LoadError>;
 
 fn decoder_of(stream: &[u8]) -> Result<Decoder, LoadError> {
     let known: [(&[u8], Result<Decoder, &'static str>); 8] = [
         (b"\xfd7zXZ\0", Ok(unpack_xz)),
         (b"\x28\xb5\x2f\xfd", Ok(unpack_zstd)),
-        (b"\x02\x21\x4c\x18", Ok(unpack_lz4)),
+        (LZ4_LEGACY, Ok(unpack_lz4)),
         (b"\x1f\x8b", Ok(unpack_gzip)),
         (b"\x1f\x9e", Ok(unpack_gzip)),
         (b"\x5d\0", Err("lzma")),
@@ -133,15 +136,19 @@ fn unpack_zstd(stream: &[u8], size: usize) -> Result<Vec<u8>, LoadError> {
 }
 
 /// LZ4's legacy framing: a magic number, then blocks with their compressed length in front, each of which
-/// unpacks to at most 8 MiB.
+/// unpacks to at most 8 MiB. Where streams were put together a magic number stands in place of a length.
 fn unpack_lz4(stream: &[u8], size: usize) -> Result<Vec<u8>, LoadError> {
     const BROKEN: LoadError = LoadError::Corrupt("its lz4 stream is broken");
     const BLOCK: usize = 8 << 20;
     let mut out = vec![0; size];
     let mut produced = 0;
-    let mut rest = stream.get(4..).unwrap_or(&[]);
+    let mut rest = stream;
     while produced < size {
         let (len, tail) = rest.split_first_chunk::<4>().ok_or(BROKEN)?;
+        if len == LZ4_LEGACY {
+            rest = tail;
+            continue;
+        }
         let len = u32::from_le_bytes(*len) as usize;
         let (block, tail) = tail.split_at_checked(len).ok_or(BROKEN)?;
         let end = size.min(produced + BLOCK);

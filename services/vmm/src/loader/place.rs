@@ -1,12 +1,16 @@
 //! The guest's memory map, and where kernel, RAM disk and start information go in it.
 //!
 //! Linux reads the start information through boot page tables of the first GiB and writes to it: it lies
-//! in RAM below 1 GiB, directly behind the kernel (outside of every segment). The RAM disk goes to the top
-//! of RAM below 4 GiB. Source: Xen public/arch-x86/hvm/start_info.h, docs/misc/pvh.pandoc.
+//! in RAM below 1 GiB, outside of every segment, behind the kernel if there is room. The RAM disk goes to the
+//! highest place below 4 GiB, because Linux takes 32 bits of its address.
+//! Source: Xen public/arch-x86/hvm/start_info.h, docs/misc/pvh.pandoc.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
+use proto::guest::LOW_RAM_END;
+
+use super::room::Room;
 use super::{LoadError, acpi, image::Image};
 use crate::memory::{Gfn, GuestMemory, GuestPhys, PAGE};
 
@@ -41,6 +45,8 @@ const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 const ACPI_DATA: u32 = 3;
 
+/// Below this address old PCs have devices, which Linux expects there.
+const FIRST_MIB: u64 = 1 << 20;
 /// start_info must lie below this address.
 const FIRST_GIB: u64 = 1 << 30;
 /// The RAM disk must lie below this address.
@@ -96,15 +102,20 @@ pub fn load(memory: &GuestMemory, elf: &[u8], ramdisk: &[u8], cmdline: &str) -> 
     image.load(memory)?;
 
     let map = memory_map(memory);
-    let start = image.end.next_multiple_of(PAGE as u64);
+    let mut room = Room::beside(&image, memory);
+    let len = StartInfo::new(0, &map, !ramdisk.is_empty(), cmdline.len()).end;
+    let behind = image.end.next_multiple_of(PAGE as u64);
+    // A kernel in high memory, or one that ends at the end of its RAM, has room before it.
+    let start =
+        [behind, FIRST_MIB, PAGE as u64].into_iter().find_map(|floor| room.lowest(len, floor, FIRST_GIB));
+    let start = start.ok_or(match behind.saturating_add(len) {
+        end if end <= FIRST_GIB => LoadError::DoesNotFit("the kernel with its start information", end),
+        _ => LoadError::NoRoom("the start information", FIRST_GIB),
+    })?;
     let info = StartInfo::new(start, &map, !ramdisk.is_empty(), cmdline.len());
-    if info.end > FIRST_GIB {
-        return Err(LoadError::Corrupt("it ends above 1 GiB, where no start information fits behind it"));
-    }
-    let window = memory.ram_window(GuestPhys(start), info.end - start);
-    window.map_err(|_| LoadError::DoesNotFit("the kernel with its start information", info.end))?;
+    room.take(info.start, info.end);
 
-    let module = place_ramdisk(memory, ramdisk, info.end)?;
+    let module = place_ramdisk(memory, &room, ramdisk, image.end.max(info.end))?;
     let bytes = info.bytes(&map, module, ramdisk.len() as u64, cmdline);
     memory
         .write(GuestPhys(start), &bytes)
@@ -112,18 +123,19 @@ pub fn load(memory: &GuestMemory, elf: &[u8], ramdisk: &[u8], cmdline: &str) -> 
     Ok(Entry { rip: image.entry, start_info: start })
 }
 
-/// Copies the RAM disk to the highest place below 4 GiB that holds it; its address.
-fn place_ramdisk(memory: &GuestMemory, ramdisk: &[u8], floor: u64) -> Result<u64, LoadError> {
+/// Copies the RAM disk to the highest place below 4 GiB that holds it; its address. `end` is where the kernel and
+/// its start information end.
+fn place_ramdisk(memory: &GuestMemory, room: &Room<'_>, ramdisk: &[u8], end: u64) -> Result<u64, LoadError> {
     let len = ramdisk.len() as u64;
     if len == 0 {
         return Ok(0);
     }
-    let top = memory.ram().map(|(start, ram)| (start.0 + ram).min(FOUR_GIB)).max().unwrap_or(0);
-    let too_small = LoadError::DoesNotFit("the kernel with its RAM disk", floor.saturating_add(len));
-    let start = top.checked_sub(len).map(|start| start & !(PAGE as u64 - 1)).filter(|&start| start >= floor);
-    let start = start.ok_or(too_small.clone())?;
-    let window = memory.ram_window(GuestPhys(start), len).map_err(|_| too_small.clone())?;
-    window.write(0, ramdisk).map_err(|_| too_small)?;
+    let too_small = match end.saturating_add(len).next_multiple_of(PAGE as u64) {
+        end if end <= LOW_RAM_END => LoadError::DoesNotFit("the kernel with its RAM disk", end),
+        _ => LoadError::NoRoom("the RAM disk", FOUR_GIB),
+    };
+    let start = room.highest(len, FOUR_GIB).ok_or(too_small.clone())?;
+    memory.load(GuestPhys(start), ramdisk, len).map_err(|_| too_small)?;
     Ok(start)
 }
 
@@ -191,9 +203,9 @@ impl StartInfo {
 
 #[cfg(test)]
 mod tests {
-    use super::super::image::tests::kernel;
+    use super::super::image::tests::{elf64, kernel};
     use super::*;
-    use crate::memory::tests::fake;
+    use crate::memory::tests::{fake, leak};
 
     fn u64_at(memory: &GuestMemory, at: u64) -> u64 {
         let mut bytes = [0; 8];
@@ -224,6 +236,28 @@ mod tests {
         assert_eq!(u64_at(&memory, map + 48), SPECIAL_BASE);
     }
 
+    /// RAM above 4 GiB is no place for a RAM disk, and a range's end below it is; the start information of a
+    /// kernel that leaves no room behind itself lies before it.
+    #[test]
+    fn the_hole_and_the_first_gib_are_respected() {
+        const HIGH: u64 = 4 << 30;
+        const LOW: u64 = 32 << 12;
+        let memory = GuestMemory::new(&[(GuestPhys(0), leak(32)), (GuestPhys(HIGH), leak(32))], leak(8));
+        let note: [(&[u8], u32, &[u8]); 1] = [(b"Xen\0", 18, &[0, 0x40, 0, 0])];
+        let entry = load(&memory, &elf64(&[(0x4000, 8, 0x1000)], &note), &[7; 5000], "").unwrap();
+        let module = |entry: Entry| u64_at(&memory, u64_at(&memory, entry.start_info + 16));
+        assert_eq!((entry.start_info, module(entry)), (0x5000, LOW - 0x2000));
+
+        let high = elf64(&[(0x4000, 8, LOW - 0x4000), (HIGH + 0x1000, 8, 0x1000)], &note);
+        let entry = load(&memory, &high, &[7; 5000], "").unwrap();
+        assert_eq!((entry.start_info, module(entry)), (0x1000, 0x2000));
+        assert_eq!(u64_at(&memory, 0x2000), 0x0707_0707_0707_0707);
+
+        let full = elf64(&[(0, 8, LOW), (HIGH, 8, 8)], &[(b"Xen\0", 18, &[0; 4])]);
+        let error = load(&memory, &full, &[], "").unwrap_err();
+        assert_eq!(error, LoadError::NoRoom("the start information", FIRST_GIB));
+    }
+
     #[test]
     fn what_does_not_fit_is_refused_with_the_size_that_would() {
         let memory = fake(4);
@@ -234,8 +268,8 @@ mod tests {
             Err(LoadError::DoesNotFit("the kernel with its RAM disk", 0x4000 + 8192))
         );
         assert_eq!(
-            load(&fake(3), &elf, &[], ""),
-            Err(LoadError::DoesNotFit("the kernel with its start information", 0x4000))
+            load(&fake(2), &kernel(0x1000, 0x1010), &[], ""),
+            Err(LoadError::DoesNotFit("the kernel with its start information", 0x3000))
         );
         let long = "x".repeat(CMDLINE_MAX + 1);
         assert_eq!(load(&memory, &elf, &[], &long), Err(LoadError::CommandLine(2048, 2047)));
