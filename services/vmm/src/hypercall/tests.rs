@@ -385,6 +385,18 @@ fn vcpus_are_initialised_go_up_and_down() {
 }
 
 #[test]
+fn an_nmi_ends_another_vcpus_wait() {
+    let (mut machine, mut vcpu) = machine_of(2);
+    let (m, v) = (&mut machine, &mut vcpu);
+    m.parked.get_mut(1).unwrap().wait = Wait::Interrupt;
+    assert_eq!(call(m, v, 24, [11, 1, 1], &[]).0, -22, "it has no argument");
+    assert_eq!(call(m, v, 24, [11, 2, 0], &[]).0, -2);
+    assert!(!m.is_parked_ready());
+    assert_eq!(call(m, v, 24, [11, 1, 0], &[]).0, 0);
+    assert!(m.is_parked_ready() && m.parked.get_mut(1).unwrap().apic.take_nmi());
+}
+
+#[test]
 fn timers_of_all_kinds() {
     let (mut machine, mut vcpu) = machine();
     let (m, v) = (&mut machine, &mut vcpu);

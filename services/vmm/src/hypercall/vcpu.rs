@@ -11,6 +11,7 @@ use proto::toolstack::EndReason;
 
 use super::target::is_up;
 use super::{Call, Done, Field, context};
+use crate::apic::Delivery;
 use crate::errno::{Answer, Errno};
 use crate::events::VIRQ_TIMER;
 use crate::machine::{Outcome, Platform, Start, Wait, sentence};
@@ -28,6 +29,7 @@ const STOP_PERIODIC: u32 = 7;
 const SET_SINGLESHOT: u32 = 8;
 const STOP_SINGLESHOT: u32 = 9;
 const REGISTER_VCPU_INFO: u32 = 10;
+const SEND_NMI: u32 = 11;
 const GET_PHYSID: u32 = 12;
 const REGISTER_TIME: u32 = 13;
 
@@ -89,6 +91,13 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, operation: u32, id: u32, argument:
             call.vcpu.timer = 0;
         }
         REGISTER_VCPU_INFO => register_vcpu_info(call, id, argument)?,
+        SEND_NMI if argument != 0 => return Err(Errno::Invalid),
+        SEND_NMI => {
+            let vcpu = call.target(id)?;
+            vcpu.apic.receive(Delivery::Nmi);
+            vcpu.has_news = true;
+            call.vcpu.has_news = true;
+        }
         // Only vCPUs that are pinned for good have one.
         GET_PHYSID => return Err(Errno::Invalid),
         REGISTER_TIME => {
