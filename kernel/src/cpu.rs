@@ -22,6 +22,18 @@ const SLICE_MS: u64 = 10;
 /// The usual weight.
 const WEIGHT_DEFAULT: u64 = 256;
 
+/// What becomes of the running thread's turn at the next chance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Turn {
+    /// It goes on until somebody more important is ready.
+    #[default]
+    Lasts,
+    /// A peer that woke up goes first; then it goes on.
+    Lent,
+    /// It used its slice, or gave it up: its peers are next.
+    Over,
+}
+
 /// Per-CPU data. Entry code knows the offsets of the first five fields.
 #[derive(Debug)]
 #[repr(C)]
@@ -151,6 +163,42 @@ impl Cpu {
     }
 }
 
+/// Who sleeps most of the time must not wait for the whole slice of who never sleeps. So a thread that wakes up and
+/// had less than its peers goes before them, and the difference is its credit: at most one slice, so that who slept for
+/// an hour cannot keep the others waiting for long, and who uses up what it has waits behind them as ever.
+impl Cpu {
+    /// Somebody of a woken thread's priority runs or is ready.
+    #[inline(always)]
+    fn has_peer(&self, woken: &Thread) -> bool {
+        let priority = woken.priority.get();
+        self.queue.has_level(priority) || self.priority() == Some(priority)
+    }
+
+    /// Where a thread that woke up is put when it has peers.
+    #[cold]
+    #[inline(never)]
+    fn place_among_peers(&self, woken: &Thread) -> Place {
+        let slice = (arch::tsc_khz() * SLICE_MS) as i64;
+        let own = woken.share_used(false);
+        let credit = |peer: &Thread, is_running| peer.share_used(is_running).wrapping_sub(own) as i64;
+        let running = self.current.get().filter(|current| current.priority == woken.priority);
+        let first = self.queue.first_of(woken.priority.get());
+        // Compared with who would run otherwise, and with who would run next: whoever had least of all is one of them.
+        let credits = [running.map(|peer| credit(peer, true)), first.map(|peer| credit(peer, false))];
+        let credit = credits.into_iter().flatten().min().unwrap_or(0);
+        let kept = credit.clamp(-slice, slice);
+        woken.share_offset.set(woken.share_offset.get().wrapping_add_signed(credit - kept));
+        if kept <= 0 {
+            return Place::Back;
+        }
+        woken.slice_start.set(woken.cpu_time(false));
+        if running.is_some() && self.arch.turn.get() == Turn::Lasts {
+            self.arch.turn.set(Turn::Lent);
+        }
+        Place::Front
+    }
+}
+
 impl Default for Cpu {
     fn default() -> Self {
         Self::new()
@@ -168,7 +216,8 @@ pub fn this() -> &'static Cpu {
 pub fn wake(thread: &'static Thread) {
     let cpu = this();
     if !thread.is_queued.get() && !cpu.current.get().is_some_and(|current| core::ptr::eq(current, thread)) {
-        cpu.queue.push(thread, Place::Back);
+        let place = if cpu.has_peer(thread) { cpu.place_among_peers(thread) } else { Place::Back };
+        cpu.queue.push(thread, place);
         if let Some(current) = cpu.current.get() {
             cpu.update_slice(current);
         }
@@ -231,7 +280,7 @@ pub fn timer_interrupt() {
     if slice != 0 && slice <= now {
         // The running thread goes to the back of its level; `reschedule` then finds a peer first.
         cpu.slice_end.set(0);
-        cpu.arch.slice_is_over.set(true);
+        cpu.arch.turn.set(Turn::Over);
     }
     cpu.program_timer();
 }
@@ -240,13 +289,17 @@ pub fn timer_interrupt() {
 #[inline]
 pub fn needs_reschedule() -> bool {
     let cpu = this();
-    cpu.must_switch() || cpu.arch.slice_is_over.get()
+    cpu.must_switch() || cpu.arch.turn.get() != Turn::Lasts
 }
 
 /// Puts the running thread, which goes on as its `resume` says, back into the queue.
 pub fn requeue_current() {
     let cpu = this();
-    let place = if cpu.arch.slice_is_over.take() { Place::Back } else { Place::Front };
+    let place = match cpu.arch.turn.take() {
+        Turn::Lasts => Place::Front,
+        Turn::Lent => Place::Second,
+        Turn::Over => Place::Back,
+    };
     if let Some(thread) = cpu.current.get()
         && !thread.is_queued.get()
     {
@@ -262,7 +315,7 @@ pub fn requeue_current() {
 #[cfg(target_os = "none")]
 pub fn reschedule() -> ! {
     let cpu = this();
-    cpu.arch.slice_is_over.set(false);
+    cpu.arch.turn.set(Turn::Lasts);
     match cpu.queue.pop() {
         Some(thread) => switch(cpu, cpu.account(), thread),
         None => idle(cpu),
@@ -282,7 +335,7 @@ fn idle(cpu: &'static Cpu) -> ! {
         cpu.program_timer();
         arch::idle_once();
         if let Some(thread) = cpu.queue.pop() {
-            cpu.arch.slice_is_over.set(false);
+            cpu.arch.turn.set(Turn::Lasts);
             switch(cpu, &cpu.idle_time, thread);
         }
     }
@@ -383,11 +436,66 @@ mod tests {
         assert!(core::ptr::eq(cpu.queue.pop().unwrap(), thread));
         assert!(left() < 1000);
         // Its slice is over: the peer is next, and it has a whole slice before it again.
-        cpu.arch.slice_is_over.set(true);
+        cpu.arch.turn.set(Turn::Over);
         requeue_current();
         assert!(core::ptr::eq(cpu.queue.pop().unwrap(), peer));
         cpu.queue.remove(thread);
         cpu.queue.push(peer, Place::Back);
         assert!(left() > slice / 2);
+    }
+
+    /// A guest that mostly slept waited for the whole slice of one that never does, 10 ms each time.
+    #[test]
+    fn who_had_less_than_its_share_goes_first_when_it_wakes_up() {
+        let [busy, sleeper, service] = [(); 3].map(|()| World::new().thread);
+        let (cpu, slice) = (this(), arch::tsc_khz() * SLICE_MS);
+        cpu.current.set(Some(busy));
+        busy.time.set(1000 * slice);
+        wake(sleeper);
+        assert!(needs_reschedule());
+        requeue_current();
+        assert!(!needs_reschedule());
+        let order = [cpu.queue.pop().unwrap(), cpu.queue.pop().unwrap()];
+        assert!(core::ptr::eq(order[0], sleeper) && core::ptr::eq(order[1], busy));
+        // It used what it had saved, which was not a thousand slices.
+        sleeper.time.set(sleeper.time.get() + slice + slice / 8);
+        wake(sleeper);
+        assert!(!needs_reschedule());
+        cpu.queue.remove(sleeper);
+        // A more important thread needs no credit, and does not end anybody's turn.
+        service.priority.set(busy.priority.get() + 1);
+        wake(service);
+        assert!(cpu.must_switch() && cpu.arch.turn.get() == Turn::Lasts);
+        cpu.queue.remove(service);
+    }
+
+    /// Sleeping an instant before the end of each slice gains nothing.
+    #[test]
+    fn credit_gives_nobody_more_than_a_share() {
+        let (busy, other, clever, cpu) =
+            (World::new().thread, World::new().thread, World::new().thread, this());
+        let slice = arch::tsc_khz() * SLICE_MS;
+        cpu.current.set(None);
+        for thread in [busy, other] {
+            cpu.queue.push(thread, Place::Back);
+        }
+        for _ in 0..300 {
+            wake(clever);
+            loop {
+                let next = cpu.queue.pop().unwrap();
+                let is_clever = core::ptr::eq(next, clever);
+                next.time.set(next.time.get() + if is_clever { slice * 9 / 10 } else { slice });
+                if is_clever {
+                    break;
+                }
+                cpu.queue.push(next, Place::Back);
+            }
+        }
+        let share = |thread: &Thread| thread.time.get() / slice;
+        assert!(share(clever) <= share(busy) + 2 && share(clever) <= share(other) + 2);
+        assert!(share(clever) + 40 >= share(busy), "{} of {}", share(clever), share(busy));
+        for thread in [busy, other] {
+            cpu.queue.remove(thread);
+        }
     }
 }

@@ -10,8 +10,10 @@ use crate::object::thread::Thread;
 /// Where in its priority's queue a thread is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// First: it was preempted, and goes on with what is left of its slice.
+    /// First: it was preempted, and goes on with what is left of its slice; or it woke up and has credit.
     Front,
+    /// Behind the first, who woke up and goes before it.
+    Second,
     /// Last: it woke up, or used its slice; a new slice begins.
     Back,
 }
@@ -57,6 +59,11 @@ impl RunQueue {
         self.occupied.get() & 1 << (priority & 63) != 0
     }
 
+    /// Who of this priority is next.
+    pub fn first_of(&self, priority: u8) -> Option<&'static Thread> {
+        self.levels[(priority & 63) as usize].first.get()
+    }
+
     /// Nobody of this priority or above waits.
     #[inline(always)]
     pub fn is_clear_from(&self, priority: u8) -> bool {
@@ -81,7 +88,17 @@ impl RunQueue {
                     None => level.first.set(Some(thread)),
                 }
             }
-            Place::Front => {
+            Place::Second if level.first.get().is_some() => {
+                let first = level.first.get();
+                let next = first.and_then(|first| first.queue_next.replace(Some(thread)));
+                thread.queue_prev.set(first);
+                thread.queue_next.set(next);
+                match next {
+                    Some(next) => next.queue_prev.set(Some(thread)),
+                    None => level.last.set(Some(thread)),
+                }
+            }
+            Place::Front | Place::Second => {
                 let first = level.first.replace(Some(thread));
                 thread.queue_next.set(first);
                 thread.queue_prev.set(None);
@@ -152,7 +169,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn the_queue_agrees_with_a_sorted_model(
-            steps in prop::collection::vec((0usize..12, 0u8..3), 1..80)
+            steps in prop::collection::vec((0usize..12, 0u8..4), 1..80)
         ) {
             let queue = RunQueue::new();
             let threads: Vec<_> = (0..12).map(|n| thread([0, 7, 63][n % 3])).collect();
@@ -162,6 +179,11 @@ mod tests {
                 match action {
                     0 if !is_in => { queue.push(threads[which], Place::Back); model.push(which); }
                     1 if !is_in => { queue.push(threads[which], Place::Front); model.insert(0, which); }
+                    3 if !is_in => {
+                        queue.push(threads[which], Place::Second);
+                        let first = model.iter().position(|&n| n % 3 == which % 3);
+                        model.insert(first.map_or(0, |at| at + 1), which);
+                    }
                     2 => { queue.remove(threads[which]); model.retain(|&n| n != which); }
                     _ => {
                         let best = model.iter().map(|&n| threads[n].priority.get()).max();

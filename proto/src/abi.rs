@@ -541,7 +541,7 @@ pub struct VcpuState {
     pub cpl: u32,
     /// CS attributes (L is bit 9, D bit 10); written at every exit.
     pub cs_attributes: u32,
-    /// Non-zero when the guest was in an interrupt shadow at the exit.
+    /// Bit 0: the guest was in an interrupt shadow at the exit; loaded at every entry.
     pub interrupt_shadow: u32,
     /// Virtual interrupt: vector in bits 0-7, [`INTERRUPT_PENDING`]. The kernel offers it at entry and
     /// writes back at exit whether it is still pending.

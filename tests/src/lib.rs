@@ -8,6 +8,7 @@ pub mod grub;
 pub mod http;
 pub mod minimal;
 pub mod programs;
+pub mod repository;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};

@@ -82,7 +82,7 @@ const CASES: [(&str, &str, &str); 24] = [
     ("name = \"g\"\nkernel = \"text\"\nmemory = 0\n", "bad.cfg:3:", "memory"),
     ("name = \"g\"\nkernel = \"text\"\nmemory = 900000\n", "bad.cfg:3:", "more than this host has"),
     ("name = \"g\"\nkernel = \"text\"\nmemory = 99999999999999999999\n", "bad.cfg:3:", "error:"),
-    ("name = \"g\"\nkernel = \"text\"\nvcpus = 2\n", "bad.cfg:3:", "vcpus"),
+    ("name = \"g\"\nkernel = \"text\"\nvcpus = 99\n", "bad.cfg:3:", "vcpus"),
     ("name = \"g\"\nkernel = \"text\"\ntype = \"hvm\"\n", "bad.cfg:3:", "hvm"),
     ("name = \"g\"\nkernel = \"text\"\nusb = 1\n", "bad.cfg:3:", "usb"),
 ];

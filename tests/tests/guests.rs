@@ -36,10 +36,27 @@ const fn mode(name: &'static str) -> Mode {
 const MODES: &[Mode] = &[
     mode("apic"),
     mode("callers"),
+    mode("cpu-hostile"),
+    mode("cpu-neighbour"),
+    mode("cpu-state"),
+    Mode {
+        name: "cpuid-narrow",
+        memory_mib: 16,
+        more: "cpuid = \"host,sse3=0,invtsc=0,fpu=0,avx=0,sse2=1\"\n",
+    },
+    mode("cpuid-table"),
+    mode("exits"),
+    mode("hypercalls-grants"),
+    mode("hypercalls-hvm"),
+    mode("hypercalls-memory"),
+    mode("hypercalls-refused"),
+    mode("hypercalls-version"),
     Mode { more: "vcpus = 2\n", ..mode("events") },
     mode("mmio"),
+    mode("msr-table"),
     Mode { more: "vcpus = 3\n", ..mode("processors") },
     mode("selftest"),
+    mode("time"),
 ];
 
 fn config(mode: &Mode, dir: &Path) -> ConfigFile {
@@ -67,11 +84,12 @@ fn verdict(running: &Running, name: &str) -> Result<(), String> {
     Err(format!("{name}:\n{lines}{records}"))
 }
 
-/// Boots guests on one machine; the verdicts of those that did not do well.
-fn boot(log: &str, modes: &[&Mode]) -> Vec<String> {
+/// Boots guests on one machine, beside one that does not end; the verdicts of those that did not do well, and of
+/// a log without these words.
+fn boot(log: &str, modes: &[&Mode], beside: &'static str, words: &[&str]) -> Vec<String> {
     let dir = io(tempfile::tempdir());
-    let idle = mode("idle");
-    let guests = modes.iter().copied().chain([&idle]).map(|mode| config(mode, dir.path())).collect();
+    let companion = mode(beside);
+    let guests = modes.iter().copied().chain([&companion]).map(|mode| config(mode, dir.path())).collect();
     let running = start(log, &Request::new(guests));
     let is_over = |mode: &&Mode| !running.is_listed(mode.name);
     let deadline = std::time::Instant::now() + ALL;
@@ -82,8 +100,15 @@ fn boot(log: &str, modes: &[&Mode]) -> Vec<String> {
         modes.iter().filter(|mode| !is_over(mode)).map(|mode| format!("{} has not ended\n", mode.name));
     let mut bad: Vec<String> = late.collect();
     bad.extend(modes.iter().filter_map(|mode| verdict(&running, mode.name).err()));
-    if !running.is_listed("idle") {
-        bad.push("the idle guest is gone\n".to_owned());
+    if !running.is_listed(beside) {
+        bad.push(format!("the guest beside them ({beside}) is gone\n"));
+    }
+    for words in words {
+        let is_said =
+            running.machine.with_state(|state| state.log.iter().any(|record| record.text.contains(words)));
+        if !is_said {
+            bad.push(format!("the log does not say `{words}`\n"));
+        }
     }
     bad.extend(running.harm());
     running.quit();
@@ -99,7 +124,16 @@ fn every_mode_gets_what_it_expects() {
     assert!(!modes.is_empty(), "no mode is called like `{chosen}`");
     let mut bad = Vec::new();
     for (number, part) in modes.chunks(PER_MACHINE).enumerate() {
-        bad.extend(boot(&format!("guests-{number}"), part));
+        bad.extend(boot(&format!("guests-{number}"), part, "idle", &[]));
     }
+    assert!(bad.is_empty(), "\n{}", bad.join("\n"));
+}
+
+/// A guest beside one that never gives the processor away finds its time stolen; one that does not set its
+/// watchdog again in time is ended.
+#[test]
+fn stolen_time_is_told_and_a_watchdog_ends_its_guest() {
+    let words = "did not set its watchdog again in time";
+    let bad = boot("guests-steal", &[&mode("steal"), &mode("watchdog")], "spin", &[words]);
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));
 }

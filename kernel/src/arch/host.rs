@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use proto::abi::Error;
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Turn};
 use crate::memory::Pfn;
 use crate::object::space::Space;
 use crate::object::vm::Vm;
@@ -19,14 +19,14 @@ pub const FIRST_MSI_VECTOR: u64 = 0x50;
 /// Per-CPU state.
 #[derive(Debug, Default)]
 pub struct ArchCpu {
-    /// The running thread used its slice.
-    pub slice_is_over: Cell<bool>,
+    /// What becomes of the running thread.
+    pub turn: Cell<Turn>,
 }
 
 impl ArchCpu {
     /// Fresh state.
     pub const fn new() -> Self {
-        Self { slice_is_over: Cell::new(false) }
+        Self { turn: Cell::new(Turn::Lasts) }
     }
 }
 

@@ -108,6 +108,8 @@ pub struct Thread {
     pub time: Cell<u64>,
     /// What [`Thread::cpu_time`] was when its time slice began: when it last went behind its peers.
     pub slice_start: Cell<u64>,
+    /// Added to what it used of its share ([`Thread::share_used`]), so that it can be compared with its peers'.
+    pub share_offset: Cell<u64>,
     /// Neighbours in the run queue.
     pub queue_prev: Cell<Option<&'static Thread>>,
     /// Neighbours in the run queue.
@@ -151,6 +153,7 @@ impl Thread {
             vcpu_event: Cell::new(0),
             time: Cell::new(0),
             slice_start: Cell::new(0),
+            share_offset: Cell::new(0),
             queue_prev: Cell::new(None),
             queue_next: Cell::new(None),
             fault: [Cell::new(NO_FAULT), Cell::new(0), Cell::new(0)],
@@ -182,6 +185,13 @@ impl Thread {
     pub fn cpu_time(&self, is_running: bool) -> u64 {
         let since = if is_running { crate::arch::tsc() } else { 0 };
         self.time.get().wrapping_add(since)
+    }
+
+    /// Its CPU time as if its weight were the usual one, from a beginning of its own: whoever of its priority has the
+    /// smallest one had least of what is due to it. Wraps.
+    pub fn share_used(&self, is_running: bool) -> u64 {
+        let time = self.cpu_time(is_running) / u64::from(self.weight.get()).max(1) * 256;
+        time.wrapping_add(self.share_offset.get())
     }
 
     /// Enters a new thread into its domain's list, and its fault event's, and numbers it.

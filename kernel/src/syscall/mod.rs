@@ -209,7 +209,7 @@ pub fn take_up(thread: &'static Thread) -> Option<(&'static Vcpu, &'static Vm, &
 pub fn thread_yield(caller: &'static Thread) -> Answer {
     let cpu = cpu::this();
     if cpu.queue.highest() >= Some(caller.priority.get()) {
-        cpu.arch.slice_is_over.set(true);
+        cpu.arch.turn.set(cpu::Turn::Over);
         return Ok(Outcome::Preempted(0));
     }
     DONE

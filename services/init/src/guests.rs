@@ -30,6 +30,8 @@ use crate::wiring::Wire;
 const SPARE_TABLES: u64 = 24;
 /// Heap that a VMM has for each disk and network interface, beside the template's: what is in flight.
 const DEVICE_HEAP_KIB: u64 = 16;
+/// KiB of guest RAM for which a VMM has a KiB of heap: it keeps a bit per page.
+const RAM_PER_HEAP_KIB: u64 = 8 * PAGE_SIZE;
 /// Scheduling weight of a VMM, as Xen's default.
 pub const WEIGHT: u16 = 256;
 
@@ -76,7 +78,8 @@ impl<K: Kernel, C: ConfigSpace> System<K, C> {
         let resources = &mut self.resources;
         domain.create(resources, VMM_SLOTS, self.fault_event)?;
         let devices = (spec.disks.len() + spec.vifs.len()) as u64;
-        let mut heap_kib = u64::from(template.heap_kib) + devices * DEVICE_HEAP_KIB;
+        let bits_kib = spec.memory_kib.div_ceil(RAM_PER_HEAP_KIB);
+        let mut heap_kib = u64::from(template.heap_kib) + devices * DEVICE_HEAP_KIB + bits_kib;
         if guest_plan::is_bzimage(files.kernel.bytes) {
             heap_kib += u64::from(template.decompression_kib);
         }

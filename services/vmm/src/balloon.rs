@@ -4,6 +4,7 @@
 //! can. Mapping RAM maps a whole region, so what is absent or hidden in that region is made so again.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::errno::Errno;
 use crate::machine::{Machine, MapFailed, Platform};
@@ -21,31 +22,31 @@ impl<P: Platform> Machine<P> {
         is_there
     }
 
-    /// Puts zeroed RAM at each of `gfns`, in place of what is there. All of them once were RAM. A page that was
+    /// Puts zeroed RAM at each of `gfns`, in place of what is there. All of them once were RAM, and
+    /// there are fewer than 2^16. A page that was
     /// there still counts as the guest's: with Xen it is another frame, and lost.
     ///
     /// # Errors
     /// How many are there now; the others are absent.
     pub fn take_back(&mut self, gfns: &[Gfn]) -> Result<(), usize> {
         let mut stale = Vec::new();
+        let mut done = gfns.len();
         for (n, &gfn) in gfns.iter().enumerate() {
-            if self.remove_special_at(gfn).is_err() {
-                return Err(n);
-            }
             let was_absent = self.guest.memory.is_absent(gfn);
-            if self.guest.memory.take_back(gfn).is_err() {
-                return Err(n);
+            if self.remove_special_at(gfn).is_err() || self.guest.memory.take_back(gfn).is_err() {
+                done = n;
+                break;
             }
             if was_absent {
-                stale.push((n, gfn));
+                stale.push(n as u16);
             } else {
                 self.guest.memory.reservation_mut().lose(1);
             }
         }
-        let mut fresh: Vec<core::ops::Range<u64>> = Vec::new();
-        let mut failed = None;
-        for (n, gfn) in stale {
-            if failed.is_some() {
+        let mut fresh: Vec<Range<u64>> = Vec::new();
+        for n in stale.into_iter().map(usize::from) {
+            let Some(&gfn) = gfns.get(n) else { continue };
+            if n > done {
                 self.guest.memory.give_away(gfn);
             } else if fresh.iter().all(|region| !region.contains(&gfn.0)) {
                 match self.platform.map_ram(gfn) {
@@ -55,12 +56,12 @@ impl<P: Platform> Machine<P> {
                     }
                     Err(MapFailed) => {
                         self.guest.memory.give_away(gfn);
-                        failed = Some(n);
+                        done = n;
                     }
                 }
             }
         }
-        failed.map_or(Ok(()), Err)
+        if done == gfns.len() { Ok(()) } else { Err(done) }
     }
 
     /// Takes whatever special frame is at `gfn` out of the guest's address space.
@@ -81,7 +82,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// Takes out of the VM what must not be seen in a region that was just mapped.
-    fn hide(&mut self, region: core::ops::Range<u64>) {
+    fn hide(&mut self, region: Range<u64>) {
         let memory = &self.guest.memory;
         let mut start = None;
         for at in region.clone() {

@@ -110,6 +110,10 @@ mod tests {
             (groups::SEGMENTS, 0x4ffe),
             "the kernel is asked for the segments"
         );
+        state.exit_code = 0x60;
+        machine.handle_exit(&mut vcpu, &mut state);
+        assert_eq!(state.store, groups::SEGMENTS, "an exit for something else takes nothing back");
+        state.exit_code = 0x37;
         machine.handle_exit(&mut vcpu, &mut state);
         assert_eq!((state.store, state.rip, state.dr7), (0, 0x5003, 0x401), "across two pages");
     }

@@ -288,12 +288,10 @@ impl<P: Platform> Machine<P> {
     fn lacks_segments(&self, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
         let is_instruction = matches!(state.exit_code as u32, DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU)
             && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
-        let has_them = state.store & groups::SEGMENTS != 0;
-        // A nested fault asks by itself for what it needs.
-        if state.exit_code as u32 == NPF {
+        if !is_instruction {
             return false;
         }
-        if has_them || !is_instruction || vcpu.lengths.get(state.rip, state.cr3).is_some() {
+        if state.store & groups::SEGMENTS != 0 || vcpu.lengths.get(state.rip, state.cr3).is_some() {
             state.store &= !groups::SEGMENTS;
             return false;
         }

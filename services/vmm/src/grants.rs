@@ -14,13 +14,13 @@ use crate::memory::{Gfn, GuestMemory, Lookup, PAGE, Page};
 /// Frames that the table may have.
 pub const FRAMES_MAX: u32 = 32;
 /// Entries per frame.
-const PER_FRAME: u32 = (PAGE / 8) as u32;
+pub(crate) const PER_FRAME: u32 = (PAGE / 8) as u32;
 /// Backends speak for this domain.
 const BACKEND_DOMID: u16 = 0;
 
 const TYPE_MASK: u16 = 3;
-const PERMIT_ACCESS: u16 = 1;
-const READ_ONLY: u16 = 4;
+pub(crate) const PERMIT_ACCESS: u16 = 1;
+pub(crate) const READ_ONLY: u16 = 4;
 const READING: u16 = 8;
 const WRITING: u16 = 16;
 
@@ -230,19 +230,7 @@ pub mod tests {
     //! Helpers for the devices' tests, and the table's own.
     use super::*;
     use crate::memory::tests::fake;
-
-    /// Grants frame `gfn` to the backend as `grant`.
-    pub fn permit(memory: &GuestMemory, grant: u32, gfn: u32, is_read_only: bool) {
-        let page = memory.special(special::GRANTS + (grant / PER_FRAME) as usize).unwrap();
-        let offset = (grant % PER_FRAME) as usize * 8;
-        page.set_u32(offset + 4, gfn);
-        page.set_u32(offset, u32::from(PERMIT_ACCESS | if is_read_only { READ_ONLY } else { 0 }));
-    }
-
-    /// The flags of a grant.
-    pub fn flags(memory: &GuestMemory, grant: u32) -> u16 {
-        memory.special(special::GRANTS).unwrap().u16(grant as usize * 8)
-    }
+    pub use crate::testing::{flags, permit};
 
     #[test]
     fn a_grant_is_marked_while_in_use() {

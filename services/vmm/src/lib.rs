@@ -36,8 +36,8 @@ pub mod ports;
 pub mod reservation;
 pub mod runstate;
 pub mod store;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vcpus;
 pub mod walk;
 pub mod watchdog;

@@ -36,8 +36,9 @@ use kernel::{Kernel, StatePage};
 
 rt::entry!(main);
 
-/// Memory that unpacking a kernel may need at least, besides the result (zstd's window).
-const UNPACK_HEAP_MIN: u64 = 144 << 20;
+/// Memory that unpacking a kernel may need at most, besides the result: zstd's window, which is as large as the result
+/// or 128 MiB, and the one of half the size that it grew from.
+const UNPACK_HEAP_MIN: u64 = 192 << 20;
 
 /// How long a vCPU runs while another one of its guest could, in microseconds. A processor that waits for another one
 /// in a loop waits for this at the most.

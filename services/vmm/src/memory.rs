@@ -452,19 +452,7 @@ impl Lookup<'_> {
 pub mod tests {
     //! Fake guest memory for every module's tests.
     use super::*;
-    use alloc::vec;
-
-    /// Memory with `ram_pages` pages of RAM at 0 that lives until the test process ends.
-    pub fn fake(ram_pages: usize) -> GuestMemory {
-        GuestMemory::new(&[(GuestPhys(0), leak(ram_pages))], leak(SPECIALS))
-    }
-
-    /// Page-aligned zeroed memory.
-    pub fn leak(pages: usize) -> Region {
-        let words = vec![0u64; (pages + 1) * PAGE / 8].leak();
-        let addr = (words.as_mut_ptr() as u64).next_multiple_of(PAGE_SIZE);
-        Region { addr, len: (pages * PAGE) as u64 }
-    }
+    pub use crate::testing::{fake, leak};
 
     #[test]
     fn a_special_frame_hides_the_ram_under_it_and_gives_it_back() {

@@ -6,12 +6,14 @@
 //! counted as stolen: the time between a device's signal and the thread's turn, which cannot be told from sleep;
 //! the delay of a timer can, and is. An update of the area in guest memory is never seen half done, because no
 //! vCPU of the guest runs meanwhile: XEN_RUNSTATE_UPDATE is not needed, whether the guest asked for it or not.
+//! Where an area is, is remembered for its address space: a guest that maps its area elsewhere without a word finds
+//! the update in the old frame, which is its own.
 //! Sources: Xen public/vcpu.h (vcpu_runstate_info), common/sched/core.c (vcpu_runstate_change).
 
 use crate::hypercall::Width;
 use crate::machine::{Machine, Platform, Vcpu, Wait};
-use crate::memory::GuestMemory;
-use crate::walk::{Fault, Paging};
+use crate::memory::{GuestMemory, PAGE, Page};
+use crate::walk::{Access, Fault, Paging};
 
 /// What a vCPU does, as Xen numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,14 +50,15 @@ pub struct Runstate {
     since_ns: u64,
     /// Time in each state, but for what passed since then.
     times_ns: [u64; 4],
-    /// Where the guest wants it written.
-    pub area: Option<Area>,
+    area: Option<Area>,
+    /// Where that was in guest memory, for this address space.
+    place: Option<(Paging, Page, usize)>,
 }
 
 impl Runstate {
     /// In this state since system time 0.
     pub fn new(state: State) -> Self {
-        Self { state, since_ns: 0, times_ns: [0; 4], area: None }
+        Self { state, since_ns: 0, times_ns: [0; 4], area: None, place: None }
     }
 
     /// What the vCPU does.
@@ -94,6 +97,48 @@ impl Runstate {
         let since_ns = at.since_ns;
         at.pass(now_ns, 0);
         Self { since_ns, ..at }
+    }
+
+    /// Has it written to an area of the guest from now on.
+    pub fn register(&mut self, area: Area) {
+        (self.area, self.place) = (Some(area), None);
+    }
+
+    /// Writes it to the area that is registered, if it can be.
+    #[inline]
+    fn publish(&mut self, memory: &GuestMemory, paging: &Paging) {
+        match self.place {
+            Some((then, page, offset)) if !paging.differs(&then) => self.write_words(page, offset),
+            _ => self.publish_elsewhere(memory, paging),
+        }
+    }
+
+    #[inline(never)]
+    fn publish_elsewhere(&mut self, memory: &GuestMemory, paging: &Paging) {
+        self.place = None;
+        let Some(area) = self.area else { return };
+        // As in Xen, an area that cannot be written is left alone.
+        if self.write(memory, paging, area).is_err() {
+            return;
+        }
+        // Only the usual area is remembered: 64-bit, aligned, in one page.
+        if area.width == Width::Bits64
+            && area.linear.is_multiple_of(8)
+            && let Ok(gpa) = paging.translate(memory, area.linear, Access::Write)
+            && gpa.offset() <= PAGE - LEN
+            && let Some(page) = memory.page(gpa.gfn())
+        {
+            self.place = Some((*paging, page, gpa.offset()));
+        }
+    }
+
+    /// Writes it in the 64-bit layout.
+    fn write_words(&self, page: Page, offset: usize) {
+        let [a, b, c, d] = self.times_ns;
+        page.set_u32(offset, self.state as u32);
+        for (n, word) in [self.since_ns, a, b, c, d].into_iter().enumerate() {
+            page.set_u64(offset + 8 + 8 * n, word);
+        }
     }
 
     /// Writes it to an area of the guest.
@@ -186,14 +231,16 @@ impl<P: Platform> Machine<P> {
         }
         vcpu.runstate.change(State::Running, now_ns);
         if has_changed {
-            self.publish(vcpu, &paging);
+            vcpu.runstate.publish(&self.guest.memory, &paging);
         }
     }
 
-    /// Writes the runstate to where the guest wants it. An area that cannot be written is left alone, as in Xen.
-    fn publish(&self, vcpu: &Vcpu, paging: &Paging) {
-        if let Some(area) = vcpu.runstate.area {
-            let _ = vcpu.runstate.write(&self.guest.memory, paging, area);
+    /// The vCPU, which runs, wants to know its runstate: what was stolen until now is accounted.
+    pub(crate) fn account_now(&mut self, vcpu: &mut Vcpu) {
+        let tsc = self.platform.tsc();
+        let stolen = self.guest.meter.look(tsc, self.platform.cpu_time(), self.guest.clock.khz());
+        if stolen != 0 {
+            vcpu.runstate.steal(self.guest.clock.span_ns(stolen), self.guest.clock.ns(tsc));
         }
     }
 
@@ -221,10 +268,7 @@ impl<P: Platform> Machine<P> {
             if vcpu.runstate.state == State::Running {
                 vcpu.runstate.change(State::Runnable, now_ns);
             }
-            let area = vcpu.runstate.area.map(|area| (vcpu.runstate.clone(), area));
-            if let Some((runstate, area)) = area {
-                let _ = runstate.write(&self.guest.memory, paging, area);
-            }
+            vcpu.runstate.publish(&self.guest.memory, paging);
         }
     }
 
@@ -281,6 +325,41 @@ mod tests {
         write(Width::Bits32);
         assert_eq!((page.u32(0), page.u32(4), page.u32(12), page.u32(20)), (2, 7, 0, 7));
         assert_eq!((page.u32(40), page.u8(44)), (0, 0xee));
+    }
+
+    #[test]
+    fn a_registered_area_follows_the_address_space() {
+        let (machine, _) = machine();
+        let memory = &machine.guest.memory;
+        let mut runstate = Runstate::new(State::Runnable);
+        runstate.register(Area { linear: 0x2040, width: Width::Bits64 });
+        let page = |gfn| memory.page(Gfn(gfn)).unwrap();
+        for at in [5, 9, 20] {
+            runstate.change(if at == 9 { State::Blocked } else { State::Running }, at);
+            runstate.publish(memory, &flat());
+            let mut info = [0; LEN];
+            page(2).read(0x40, &mut info);
+            let mut expected = [0; LEN];
+            runstate.write(memory, &flat(), Area { linear: 0x4000, width: Width::Bits64 }).unwrap();
+            page(4).read(0, &mut expected);
+            assert_eq!(info, expected);
+        }
+        assert!(runstate.place.is_some());
+        // With paging, the address is in another frame: entry 2 of a table at 0x6000 points to 0x5000.
+        memory.write(GuestPhys(0x7000), &0x6007u32.to_le_bytes()).unwrap();
+        memory.write(GuestPhys(0x6008), &0x5007u32.to_le_bytes()).unwrap();
+        let mut state = crate::entry::blank();
+        (state.cr0, state.cr3) = (0x8000_0011, 0x7000);
+        runstate.change(State::Blocked, 70);
+        runstate.publish(memory, &Paging::of(&state));
+        assert_eq!((page(5).u64(0x48), page(2).u64(0x48)), (70, 20));
+        // In a page that is absent nothing is written, and across pages everything is.
+        runstate.register(Area { linear: 0x3000, width: Width::Bits64 });
+        runstate.publish(memory, &Paging::of(&state));
+        assert!(runstate.place.is_none());
+        runstate.register(Area { linear: 0x8ff0, width: Width::Bits64 });
+        runstate.publish(memory, &flat());
+        assert_eq!((page(8).u64(0xff8), page(9).u64(0), runstate.place.is_none()), (70, 54, true));
     }
 
     #[test]

@@ -1,24 +1,78 @@
-//! A machine over fake memory and a fake platform, for the tests of this crate.
+//! A machine over fake memory and a fake platform, for the tests of this crate and for fuzz targets.
+#![allow(clippy::unwrap_used, reason = "test code; what is wrong here is a failed test")]
 
+extern crate std;
+
+use alloc::vec;
 use alloc::vec::Vec;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ops::Range;
 
-use proto::channel::{ChannelInfo, Protocol, Side};
+use proto::abi::PAGE_SIZE;
+use proto::channel::{ChannelInfo, Protocol, Region, Side};
 use proto::cpuid::Narrowing;
 use proto::text::Text;
 use rt::channel::{Client, Server};
 
 use crate::clock::Clock;
 use crate::cpuid::{self, Cpuid};
+use crate::grants::{PER_FRAME, PERMIT_ACCESS, READ_ONLY};
+use crate::loader::place::special;
 use crate::machine::{Guest, Machine, MapFailed, Platform, Vcpu};
-use crate::memory::{Gfn, tests::fake};
+use crate::memory::{Gfn, GuestMemory, GuestPhys, PAGE, SPECIALS};
 use crate::vcpus::Parked;
 
 /// Pages of RAM that the fake machine has.
 pub const RAM_PAGES: usize = 64;
 /// Pages that [`Platform::map_ram`] maps at once.
 const REGION: u64 = 16;
+
+std::thread_local! {
+    /// Regions that were given out, and those that may be given out again.
+    static GIVEN: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Memory with `ram_pages` pages of RAM at 0 that lives until the process ends.
+pub fn fake(ram_pages: usize) -> GuestMemory {
+    GuestMemory::new(&[(GuestPhys(0), leak(ram_pages))], leak(SPECIALS))
+}
+
+/// Page-aligned zeroed memory; for ever, but for [`recycle`].
+pub fn leak(pages: usize) -> Region {
+    let len = (pages * PAGE) as u64;
+    let used = FREE.with_borrow_mut(|free| {
+        let at = free.iter().position(|region| region.len == len)?;
+        Some(free.swap_remove(at))
+    });
+    let region = used.unwrap_or_else(|| {
+        let words = vec![0u64; (pages + 1) * PAGE / 8].leak();
+        Region { addr: (words.as_mut_ptr() as u64).next_multiple_of(PAGE_SIZE), len }
+    });
+    if used.is_some() && pages > 0 {
+        rt::shared::Shared::from_region(region).fill(0, pages * PAGE, 0).unwrap();
+    }
+    GIVEN.with_borrow_mut(|given| given.push(region));
+    region
+}
+
+/// Lets all memory that this thread got so far be given out again: nothing made of it may be in use any more.
+pub fn recycle() {
+    GIVEN.with_borrow_mut(|given| FREE.with_borrow_mut(|free| free.append(given)));
+}
+
+/// Grants frame `gfn` to the backend as `grant`.
+pub fn permit(memory: &GuestMemory, grant: u32, gfn: u32, is_read_only: bool) {
+    let page = memory.special(special::GRANTS + (grant / PER_FRAME) as usize).unwrap();
+    let offset = (grant % PER_FRAME) as usize * 8;
+    page.set_u32(offset + 4, gfn);
+    page.set_u32(offset, u32::from(PERMIT_ACCESS | if is_read_only { READ_ONLY } else { 0 }));
+}
+
+/// The flags of a grant.
+pub fn flags(memory: &GuestMemory, grant: u32) -> u16 {
+    memory.special(special::GRANTS).unwrap().u16(grant as usize * 8)
+}
 
 /// A platform whose clock stands still until it is set, at 1 GHz.
 #[derive(Debug, Default)]
@@ -100,7 +154,7 @@ pub fn channel_with_pool<P: Protocol>(pool: u64) -> (Client<P>, Server<P>) {
 
 /// The server's end of a channel, and what its client is told.
 pub fn server_and_info<P: Protocol>(pool: u64) -> (Server<P>, ChannelInfo) {
-    let leak = |bytes: usize| crate::memory::tests::leak(bytes / crate::memory::PAGE);
+    let leak = |bytes: usize| leak(bytes / PAGE);
     let mut info = ChannelInfo {
         id: 1,
         kind: P::KIND,

@@ -57,7 +57,7 @@ pub struct Fault {
 }
 
 /// The paging state of a vCPU.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Paging {
     cr0: u64,
     cr3: u64,
@@ -79,6 +79,13 @@ impl Paging {
             rflags: state.rflags,
             is_user: state.cpl == 3,
         }
+    }
+
+    /// Whether another address space, or another way of paging, was in use then.
+    #[inline]
+    pub fn differs(&self, then: &Self) -> bool {
+        // Flags and privilege change all the time.
+        (self.cr3, self.cr0, self.cr4, self.efer) != (then.cr3, then.cr0, then.cr4, then.efer)
     }
 
     /// Where `linear` is in guest-physical memory.

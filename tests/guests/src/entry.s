@@ -1,5 +1,5 @@
 # PVH entry: 32-bit protected mode without paging, ebx = start information.
-# Maps guest-physical 0..4 GiB to itself, for CPL 3 too, switches to long mode and calls main(start information).
+# Maps guest-physical 0..4 GiB to itself, switches to long mode and calls main(start information).
 
     .section .note.Xen, "a", @note
     .balign 4
@@ -11,8 +11,28 @@
     .code32
     .global entry32
 entry32:
-    cld
+    movl %eax, entry_state          # what the vCPU began with, for the mode that checks it
+    movl %ecx, entry_state+4
+    movl %edx, entry_state+8
+    movl %ebp, entry_state+12
+    movl %esi, entry_state+16
+    movl %edi, entry_state+20
+    movl %esp, entry_state+24
     movl $stack_top, %esp
+    pushfl
+    popl entry_state+28
+    movl %cr0, %eax
+    movl %eax, entry_state+32
+    movl %cr2, %eax
+    movl %eax, entry_state+36
+    movl %cr3, %eax
+    movl %eax, entry_state+40
+    movl %cr4, %eax
+    movl %eax, entry_state+44
+    movl $0xc0000080, %ecx          # EFER
+    rdmsr
+    movl %eax, entry_state+48
+    cld
     movl %ebx, %esi
     movl $directories, %edi
     movl $0x87, %eax                # present, writable, user, 2 MiB
@@ -33,7 +53,7 @@ entry32:
     decl %ecx
     jnz 2b
     movl $pointers, %eax
-    orl $7, %eax
+    orl $3, %eax                    # for CPL 3 only where traps::user adds the bit
     movl %eax, top
     movl $top, %eax
     movl %eax, %cr3
@@ -62,6 +82,9 @@ entry64:
 
     .section .data.entry, "aw", @progbits
     .balign 8
+    .global entry_state
+entry_state:
+    .skip 56
     .global gdt, gdt_end
 gdt:
     .quad 0

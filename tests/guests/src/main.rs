@@ -22,9 +22,13 @@
 
 mod apic;
 mod check;
+mod cpu_state;
+mod cpu_tables;
 mod devices;
 mod events;
+mod exits;
 mod hostile;
+mod hypercalls;
 mod machine;
 mod mmio;
 mod modes;
@@ -35,6 +39,7 @@ mod processors;
 mod registry;
 mod selftest;
 mod store;
+mod time;
 mod traps;
 mod xen;
 

@@ -1,6 +1,6 @@
 //! Further linear addresses: pages of every size, with any bits, in a part that the identity map leaves alone.
 //!
-//! The entry code's tables map 0 to 4 GiB to itself, accessible at CPL 3 too. From [`AREA`] on there is nothing until
+//! The entry code's tables map 0 to 4 GiB to itself, at CPL 3 only while [`crate::traps::user`] runs. From [`AREA`] on there is nothing until
 //! a mode maps it; what it maps is only what its entry says. Source: AMD64 APM vol. 2, 5.3.
 #![expect(unsafe_code, reason = "this is a guest's kernel")]
 
@@ -76,6 +76,13 @@ pub fn unmap(linear: u64) {
 pub fn flush(linear: u64) {
     // SAFETY: drops a translation, which is made again.
     unsafe { asm!("invlpg [{}]", in(reg) linear) }
+}
+
+/// Gives CPL 3 the identity map, or takes it away. (With it SMEP and SMAP would end this program.)
+pub fn open_identity_map(is_open: bool) {
+    let at = slot(root(), 0, 4);
+    poke(at, if is_open { peek(at) | USER } else { peek(at) & !USER });
+    set_root(root());
 }
 
 /// Address of the tables in use.

@@ -177,10 +177,8 @@ fn on_upcall(_: &mut Frame) {
 /// Puts the start-up code into a page, with what it needs.
 fn prepare(page: u8, stack: u64) {
     let at = u64::from(page) << 12;
-    // SAFETY: the symbols are the start-up code's ends, and the addresses of statics.
-    let (first, last, entry, table) = unsafe {
-        (&raw const processor_start, &raw const processor_end, &raw const processor_entry, &raw const gdt)
-    };
+    let (first, last) = (&raw const processor_start, &raw const processor_end);
+    let (entry, table) = (&raw const processor_entry, &raw const gdt);
     for word in 0..512 {
         poke(at + 8 * word, 0);
     }
@@ -207,8 +205,8 @@ pub fn run(check: &mut Check, _: &mut Random) {
     events(check);
     own_state(check);
     again(check);
-    for number in 1..=OTHERS {
-        PROCESSORS[number].order.store(STOP, SeqCst);
+    for other in PROCESSORS.iter().skip(1) {
+        other.order.store(STOP, SeqCst);
     }
     let rounds = || PROCESSORS[1].rounds.load(SeqCst) + PROCESSORS[2].rounds.load(SeqCst);
     let stand_still = || {

@@ -10,6 +10,7 @@ use crate::xen::{XEN_VERSION, errno};
 const VECTOR: u8 = 0x55;
 const SELF_IPI: u32 = 0x83f;
 const EOI: u32 = 0x80b;
+const SPURIOUS: u32 = 0x80f;
 
 /// The mode.
 pub fn run(check: &mut Check, _: &mut Random) {
@@ -61,6 +62,7 @@ fn interrupts(check: &mut Check) {
     machine::interrupts_off();
     check.equal("software interrupts", 1, traps::count(0x80));
     check.works("x2APIC", machine::read_msr(0x1b).and_then(|base| machine::write_msr(0x1b, base | 0xc00)));
+    check.works("software enable", machine::write_msr(SPURIOUS, 0x1ff));
     check.works("interrupt to itself", machine::write_msr(SELF_IPI, VECTOR.into()));
     check.equal("taken with interrupts off", 0, traps::count(VECTOR));
     machine::idle_once();

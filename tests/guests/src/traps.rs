@@ -10,6 +10,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 
 use crate::out::say;
+use crate::paging;
 
 global_asm!(include_str!("traps.s"), options(att_syntax));
 
@@ -163,9 +164,12 @@ pub fn attempt<T>(call: impl FnOnce() -> T) -> Result<T, Fault> {
     guarded(call_guarded, call)
 }
 
-/// [`attempt`] at CPL 3, on a small stack. All memory that [`crate::paging`] did not map is accessible there.
+/// [`attempt`] at CPL 3, on a small stack. All memory that [`crate::paging`] did not map is accessible meanwhile.
 pub fn user<T>(call: impl FnOnce() -> T) -> Result<T, Fault> {
-    guarded(call_guarded_user, call)
+    paging::open_identity_map(true);
+    let result = guarded(call_guarded_user, call);
+    paging::open_identity_map(false);
+    result
 }
 
 type Caller = unsafe extern "C" fn(extern "C" fn(*mut u8), *mut u8) -> u64;

@@ -269,6 +269,7 @@ fn run(cpu: &'static Cpu, vcpu: &'static Vcpu, block: &mut Vmcb) -> ! {
         block.rip = (&raw const (*state).rip).read_volatile();
         block.rflags = (&raw const (*state).rflags).read_volatile();
         let interrupt = (&raw const (*state).interrupt).read_volatile();
+        block.interrupt_shadow = u64::from((&raw const (*state).interrupt_shadow).read_volatile() & 1);
         let priority = block.virtual_interrupt & vmcb::V_TPR;
         block.virtual_interrupt = if interrupt & INTERRUPT_PENDING == 0 {
             NO_INTERRUPT | priority

@@ -28,7 +28,7 @@ use x86_64::instructions::interrupts;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Turn};
 use crate::memory::{Pfn, Shared};
 use crate::object::domain::Domain;
 use crate::object::space::Space;
@@ -46,8 +46,8 @@ pub use tables::{USER_CODE, USER_DATA};
 /// Per-CPU state of the architecture.
 #[derive(Debug)]
 pub struct ArchCpu {
-    /// The running thread used its slice.
-    pub slice_is_over: Cell<bool>,
+    /// What becomes of the running thread.
+    pub turn: Cell<Turn>,
     /// Level-4 table that CR3 holds.
     root: Cell<u64>,
     /// Whose ports the port bitmap holds, whether or not the processor sees it now.
@@ -63,7 +63,7 @@ impl ArchCpu {
     /// Fresh state.
     pub const fn new() -> Self {
         Self {
-            slice_is_over: Cell::new(false),
+            turn: Cell::new(Turn::Lasts),
             root: Cell::new(0),
             ports_of: Cell::new(None),
             guest_state_of: Cell::new(None),

@@ -18,7 +18,7 @@ fn boot_guests_start_in_order_and_are_announced() {
         config("web", "vif=['']\nmemroy=1", true),
         config("db", "", true),
         config("spare", "", false),
-        config("bad", "vcpus=2", true),
+        config("bad", "vcpus=99", true),
         config("lost", "disk=['nowhere,,xvda']", true),
     ]);
     assert_eq!(world.domains, [(10, "web".into()), (11, "db".into())].into());
@@ -28,7 +28,7 @@ fn boot_guests_start_in_order_and_are_announced() {
         "did you mean `memory`",
         "`web` runs as domain 10",
         "`db` runs as domain 11",
-        "`bad.cfg` cannot be started: bad.cfg:5:7: error: 2 virtual CPUs",
+        "`bad.cfg` cannot be started: bad.cfg:5:7: error: 99 virtual CPUs",
         "`lost` cannot be started: lost.cfg: `nowhere` is not part",
     ] {
         assert!(world.has_notice(part), "{part}: {:?}", world.notices());

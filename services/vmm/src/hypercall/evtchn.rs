@@ -10,29 +10,26 @@ use crate::events::{BACKEND, DOMID_SELF, Port, Status};
 use crate::machine::Platform;
 use crate::memory::{Gfn, Page};
 
-operations! {
-    "event_channel_op": u32 {
-        BIND_INTERDOMAIN = 0,
-        BIND_VIRQ = 1,
-        BIND_PIRQ = 2,
-        CLOSE = 3,
-        SEND = 4,
-        STATUS = 5,
-        ALLOC_UNBOUND = 6,
-        BIND_IPI = 7,
-        BIND_VCPU = 8,
-        UNMASK = 9,
-        RESET = 10,
-        INIT_CONTROL = 11,
-        EXPAND_ARRAY = 12,
-        SET_PRIORITY = 13,
-        RESET_CONT = 14,
-    }
-}
+const BIND_INTERDOMAIN: u64 = 0;
+const BIND_VIRQ: u64 = 1;
+const BIND_PIRQ: u64 = 2;
+const CLOSE: u64 = 3;
+const SEND: u64 = 4;
+const STATUS: u64 = 5;
+const ALLOC_UNBOUND: u64 = 6;
+const BIND_IPI: u64 = 7;
+const BIND_VCPU: u64 = 8;
+const UNMASK: u64 = 9;
+const RESET: u64 = 10;
+const INIT_CONTROL: u64 = 11;
+const EXPAND_ARRAY: u64 = 12;
+const SET_PRIORITY: u64 = 13;
+/// How Xen goes on with a long reset.
+const RESET_CONT: u64 = 14;
 
 pub(super) fn call<P: Platform>(call: &mut Call<'_, P>) -> Answer {
     let [_, argument, ..] = call.args;
-    match call.word(0) {
+    match u64::from(call.word(0)) {
         SEND => {
             let port = port(call, argument)?;
             call.guest().events.send(port)?;

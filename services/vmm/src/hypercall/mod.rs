@@ -327,4 +327,6 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, number: u64) -> Done {
 }
 
 #[cfg(test)]
+mod table;
+#[cfg(test)]
 mod tests;

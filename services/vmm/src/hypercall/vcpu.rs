@@ -60,7 +60,7 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, operation: u32, id: u32, argument:
         REGISTER_RUNSTATE => {
             let linear = handle(call, argument)?;
             let area = Area { linear, width: call.width };
-            call.target(id)?.runstate.area = Some(area);
+            call.target(id)?.runstate.register(area);
             // Whether it can be written now is not the caller's error.
             let _ = write_runstate(call, id, linear);
         }
@@ -160,6 +160,9 @@ fn down<P: Platform>(call: &mut Call<'_, P>, id: u32) -> Done {
 }
 
 fn write_runstate<P: Platform>(call: &mut Call<'_, P>, id: u32, linear: u64) -> Result<(), Errno> {
+    if id == call.vcpu.id {
+        call.machine.account_now(call.vcpu);
+    }
     let now_ns = call.machine.now_ns();
     let runstate = call.target(id)?.runstate.at(now_ns);
     let area = Area { linear, width: call.width };
