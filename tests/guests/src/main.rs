@@ -31,6 +31,7 @@ mod numbers;
 mod out;
 mod paging;
 mod processors;
+mod random;
 mod registry;
 mod selftest;
 mod store;

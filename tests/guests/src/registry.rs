@@ -12,5 +12,6 @@ pub const MODES: &[(&str, Mode)] = &[
     ("callers", crate::modes::run),
     ("mmio", crate::mmio::run),
     ("processors", crate::processors::run),
+    ("random", crate::random::run),
     ("selftest", crate::selftest::run),
 ];
