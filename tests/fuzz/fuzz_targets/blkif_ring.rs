@@ -27,7 +27,7 @@ fn run(input: &mut Input<'_>) {
     for page in 16..60 {
         permit(&guest.memory, page, page, page % 8 == 0);
     }
-    let port = guest.events.allocate_unbound().unwrap();
+    let port = guest.events.allocate_unbound(0).unwrap();
     let (mut disk, mut server) = connect(input);
     disk.service(&mut guest);
     let port = port.0.to_string();

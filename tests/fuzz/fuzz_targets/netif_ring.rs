@@ -26,7 +26,7 @@ fn run(input: &mut Input<'_>) {
     for page in 8..60 {
         permit(&guest.memory, page, page, page % 8 == 7);
     }
-    let port = guest.events.allocate_unbound().unwrap().0.to_string();
+    let port = guest.events.allocate_unbound(0).unwrap().0.to_string();
     let mut vif = Vif::new(32);
     let (client, mut server) = channel_with_pool::<Net>(POOL_SIZE);
     vif.set_link(Some(client));

@@ -36,6 +36,7 @@ mod numbers;
 mod out;
 mod paging;
 mod processors;
+mod random;
 mod registry;
 mod selftest;
 mod store;

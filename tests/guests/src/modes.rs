@@ -103,11 +103,11 @@ const READ_ONLY: u64 = AREA + 2 * PAGE;
 const ABSENT: u64 = AREA + 3 * PAGE;
 
 /// The frames behind the first three pages of [`AREA`].
-struct Frames([u64; 3]);
+pub struct Frames([u64; 3]);
 
 impl Frames {
     /// Frames whose order is not that of the pages.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let [third, first, second] = [paging::frame(), paging::frame(), paging::frame()];
         // One behind the other they would hide a copy that does not look at the tables for each page.
         Self([second, first, third])
@@ -128,7 +128,7 @@ impl Frames {
     }
 
     /// Two levels: 4 MiB pages, and one table.
-    fn two_levels(&self) -> Mode {
+    pub fn two_levels(&self) -> Mode {
         let (directory, table) = (paging::frame(), paging::frame());
         for index in 0..1024u32 {
             poke32(directory + 4 * u64::from(index), index << 22 | (LARGE | WRITE | PRESENT) as u32);
@@ -141,7 +141,7 @@ impl Frames {
     }
 
     /// PAE: the directories of the first and the fourth GiB are those of the entry code, as they are identity.
-    fn pae(&self) -> Mode {
+    pub fn pae(&self) -> Mode {
         let (top, directory, table) = (paging::frame(), paging::frame(), paging::frame());
         // The top-level table of PAE has 32 bytes; this one is not at the start of its frame.
         let top = top + 0x7e0;

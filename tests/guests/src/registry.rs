@@ -25,6 +25,7 @@ pub const MODES: &[(&str, Mode)] = &[
     ("mmio", crate::mmio::run),
     ("msr-table", crate::cpu_tables::msrs),
     ("processors", crate::processors::run),
+    ("random", crate::random::run),
     ("selftest", crate::selftest::run),
     ("steal", crate::time::steal),
     ("time", crate::time::run),

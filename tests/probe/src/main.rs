@@ -13,6 +13,7 @@ mod clock;
 mod cpu;
 mod exits;
 mod figure;
+mod latency;
 mod net;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const USAGE: &str = "probe now\n\
     probe exits [SAMPLES]\n\
     probe cpu\n\
+    probe latency DEVICE\n\
     probe blk DEVICE read|write|randread|randwrite BLOCK-SIZE TOTAL-BYTES QUEUE-DEPTH\n\
     probe net ADDRESS:PORT rr|tx|rx COUNT";
 
@@ -44,6 +46,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["exits"] => exits::measure(exits::SAMPLES)?,
         ["exits", samples] => exits::measure(samples.parse()?)?,
         ["cpu"] => cpu::measure()?,
+        ["latency", disk] => latency::measure(disk)?,
         ["blk", device, pattern, block, total, depth] => {
             let plan = blk::Plan::new(pattern, block.parse()?, total.parse()?, depth.parse()?)?;
             blk::measure(device, &plan)?;
