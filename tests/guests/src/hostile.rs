@@ -7,7 +7,7 @@ use crate::machine::{self, hypercall, poke};
 use crate::numbers::Random;
 use crate::out::{self, say};
 use crate::traps::{fault_count, last_fault};
-use crate::xen::{HVM_OP, MEMORY_OP, MULTICALL, SCHED_OP, notify, parameter};
+use crate::xen::{HVM_OP, MEMORY_OP, MULTICALL, SCHED_OP, VCPU_OP, notify, parameter};
 use crate::{NOWHERE, SCRATCH, paging};
 
 /// A mode: attempts made.
@@ -65,7 +65,11 @@ fn hypercalls(random: &mut Random) -> u64 {
             refill(random);
         }
         let number = if n % 64 == 0 { random.next() } else { random.below(64) };
-        let args = [(); 5].map(|()| random.argument());
+        let mut args = [(); 5].map(|()| random.argument());
+        // VCPUOP_down would be the end.
+        if number == VCPU_OP && args[0] as u32 == 2 {
+            args[0] = 3;
+        }
         // MEMORY_OP's mapping of frames has its own mode: it may take this program's pages away, and so may
         // a list of calls with one of it.
         let number = if matches!(number, SCHED_OP | MEMORY_OP | MULTICALL) { HVM_OP } else { number };
