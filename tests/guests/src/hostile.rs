@@ -7,7 +7,9 @@ use crate::machine::{self, hypercall, poke};
 use crate::numbers::Random;
 use crate::out::{self, say};
 use crate::traps::{fault_count, last_fault};
-use crate::xen::{HVM_OP, MEMORY_OP, MULTICALL, SCHED_OP, VCPU_OP, notify, parameter};
+use crate::xen::{
+    CONSOLE_IO, GRANT_TABLE_OP, HVM_OP, MEMORY_OP, MULTICALL, SCHED_OP, VCPU_OP, notify, parameter,
+};
 use crate::{NOWHERE, SCRATCH, paging};
 
 /// A mode: attempts made.
@@ -66,9 +68,13 @@ fn hypercalls(random: &mut Random) -> u64 {
         }
         let number = if n % 64 == 0 { random.next() } else { random.below(64) };
         let mut args = [(); 5].map(|()| random.argument());
-        // VCPUOP_down would be the end.
-        if number == VCPU_OP && args[0] as u32 == 2 {
-            args[0] = 3;
+        match number {
+            // VCPUOP_down would be the end.
+            VCPU_OP if args[0] as u32 == 2 => args[0] = 3,
+            // Text costs the time of the rest, and a long list's answers would be written all over this program.
+            CONSOLE_IO => args[1] %= 256,
+            GRANT_TABLE_OP => args[2] %= 64,
+            _ => {}
         }
         // MEMORY_OP's mapping of frames has its own mode: it may take this program's pages away, and so may
         // a list of calls with one of it.
