@@ -31,6 +31,8 @@ const KERNELS: [(&str, &str, &str); 4] = [
     ("hypercall-page", "linux-image-amd64/bullseye", "5.10."),
     ("newest", "linux-image-amd64/newest", "Linux version"),
 ];
+/// Guests with two virtual CPUs.
+const TWO_CPUS: [&str; 2] = ["rt", "newest"];
 /// How long all kernels together may take to their shells.
 const BOOT: Duration = Duration::from_secs(420);
 /// Bytes of the file that each guest fetches and writes.
@@ -98,7 +100,11 @@ fn stock_kernels_old_and_new_reach_their_init_with_console_disk_and_network() {
         KERNELS.iter().filter_map(|(name, package, version)| Some((*name, other_kernel(package)?, *version)));
     let guests: Vec<_> = std::iter::once(("default", default.clone(), "Debian")).chain(others).collect();
     let config = |(name, files, _): &(&str, Files, &str)| {
-        linux(files, name, &root_disk(files, dir.path(), name), dir.path(), "")
+        let mut config = linux(files, name, &root_disk(files, dir.path(), name), dir.path(), "");
+        if TWO_CPUS.contains(name) {
+            config.text = config.text.replace("vcpus = 1", "vcpus = 2");
+        }
+        config
     };
     let mut configs: Vec<_> = guests.iter().map(config).collect();
     configs.extend([Class::Elf32, Class::Elf64].map(|class| minimal_config(class, dir.path())));
@@ -123,6 +129,8 @@ fn stock_kernels_old_and_new_reach_their_init_with_console_disk_and_network() {
         must(guest.wait_shell(BOOT));
         let said = sh(&mut guest, "cat /proc/version", SHORT);
         assert!(said.contains(version), "{name}: {said}");
+        let cpus = if TWO_CPUS.contains(name) { "2" } else { "1" };
+        assert_eq!(sh(&mut guest, "nproc", SHORT), cpus, "{name}");
         devices_work(&mut guest, &server, &sum);
         say(&format!("{name}: {said}"));
         running.xl(&format!("xl shutdown -w {name}"));
