@@ -281,11 +281,13 @@ fn runstates(check: &mut Check, timer: &Timer) {
 pub fn steal(check: &mut Check, _: &mut Random) {
     const BUSY: u64 = 2000 * MS;
     Timer::set_up(check);
+    // Others may have their turn between any two of these.
+    let before = now();
     let [_, _, running, stolen, blocked, offline] = runstate();
     let start = now();
     while now() < start + BUSY {}
     let after = runstate();
-    let elapsed = now() - start;
+    let elapsed = now() - before;
     let [running, stolen] = [after[2] - running, after[3] - stolen];
     check.tell(format_args!("ran {} ms, stolen {} ms", running / MS, stolen / MS));
     check.equal("blocked and offline", [0, 0], [after[4] - blocked, after[5] - offline]);
