@@ -51,21 +51,9 @@ fn expect(running: &Running, guest: &str, text: &str, timeout: Duration) -> Stri
     must(running.machine.guest(guest).from_start().expect(&pattern, timeout))
 }
 
+/// Measures Linux alone, beside a guest that never sleeps, and beside the random tester, which then goes on to its end.
 #[test]
-fn linux_does_not_wait_for_a_busy_guest() {
-    run(false);
-}
-
-/// The random tester's part; it takes long.
-#[test]
-#[ignore = "the million steps have not been seen to end yet"]
-fn a_million_random_steps_harm_nobody() {
-    run(true);
-}
-
-/// Measures Linux alone and beside a guest that never sleeps; and, if this is wanted, beside the random tester, which
-/// is then to come to its end.
-fn run(is_with_tester: bool) {
+fn linux_does_not_wait_for_a_busy_guest_nor_for_a_million_random_steps() {
     let dir = io(tempfile::tempdir());
     let linux = must(guest::standard::config(Some(MEMORY_DISK), Progress::Silent));
     let mut request = Request::new(vec![linux]);
@@ -81,26 +69,23 @@ fn run(is_with_tester: bool) {
     let beside_spin = latencies(&mut shell, "a guest that never sleeps");
     running.xl("xl destroy spin");
 
-    let mut measured = vec![("a guest that never sleeps", beside_spin)];
-    if is_with_tester {
-        running.xl("xl create random");
-        expect(&running, "random", "random: 0 steps", MEASURE);
-        measured.push(("the random tester", latencies(&mut shell, "the random tester")));
-        assert!(running.is_listed("random"), "the tester was through before the measurement was");
-        let end = expect(&running, "random", "random (passed|failed): .*\n", STEPS);
-        let said = running.machine.guest("random").from_start().text();
-        let checks: Vec<&str> = said
-            .lines()
-            .filter(|line| ["ok ", "FAIL ", "-- "].iter().any(|start| line.starts_with(start)))
-            .collect();
-        println!("{}\n{end}", checks.join("\n"));
-        assert!(end.contains("passed"), "{end}\n{}", checks.join("\n"));
-    }
+    running.xl("xl create random");
+    expect(&running, "random", "random: 0 steps", MEASURE);
+    let beside_random = latencies(&mut shell, "the random tester");
+    assert!(running.is_listed("random"), "the tester was through before the measurement was");
+    let end = expect(&running, "random", "random (passed|failed): .*\n", STEPS);
+    let said = running.machine.guest("random").from_start().text();
+    let checks: Vec<&str> = said
+        .lines()
+        .filter(|line| ["ok ", "FAIL ", "-- "].iter().any(|start| line.starts_with(start)))
+        .collect();
+    println!("{}\n{end}", checks.join("\n"));
+    assert!(end.contains("passed"), "{end}\n{}", checks.join("\n"));
     assert_eq!(sh(&mut shell, "echo fine", MEASURE), "fine");
     assert!(running.harm().is_empty(), "{:#?}", running.harm());
     running.quit();
 
-    for (name, beside) in measured {
+    for (name, beside) in [("a guest that never sleeps", beside_spin), ("the random tester", beside_random)] {
         for (what, (alone, beside)) in
             ["timer's median", "read's median"].iter().zip(alone.iter().zip(beside))
         {
