@@ -54,11 +54,6 @@ impl Parked {
 }
 
 impl<P: Platform> Machine<P> {
-    /// Whether this vCPU, or one that is parked, exists.
-    pub fn has_vcpu(&self, running: &Vcpu, id: u32) -> bool {
-        id == running.id || self.parked.iter().any(|vcpu| vcpu.id == id)
-    }
-
     /// The vCPU with this number: the one that runs, or a parked one.
     pub fn vcpu_mut<'a>(&'a mut self, running: &'a mut Vcpu, id: u32) -> Option<&'a mut Vcpu> {
         if id == running.id { Some(running) } else { self.parked.get_mut(id) }
@@ -185,9 +180,8 @@ mod tests {
         assert!(machine.take_turn(&mut running));
         assert_eq!(running.id, 1);
         assert!(machine.parked.get_mut(1).is_none(), "the one that runs is not parked");
-        assert!(
-            machine.has_vcpu(&running, 1) && machine.has_vcpu(&running, 2) && !machine.has_vcpu(&running, 4)
-        );
+        assert!([1, 2].iter().all(|&id| machine.vcpu_mut(&mut running, id).is_some()));
+        assert!(machine.vcpu_mut(&mut running, 4).is_none());
     }
 
     fn command(delivery: Delivery, shorthand: Shorthand, destination: u32) -> Command {
