@@ -19,6 +19,8 @@ use crate::trace::{Kind, Trace};
 
 /// Length of the time slice of a thread of weight [`WEIGHT_DEFAULT`], in milliseconds.
 const SLICE_MS: u64 = 10;
+/// What is left to a thread of its share that it did not use while it slept, in milliseconds.
+const CREDIT_MS: u64 = 1;
 /// The usual weight.
 const WEIGHT_DEFAULT: u64 = 256;
 
@@ -153,7 +155,7 @@ impl Cpu {
     #[inline(never)]
     fn arm_slice(&self, thread: &Thread) {
         if self.slice_end.get() == 0 {
-            let slice = u64::from(thread.weight.get()) * (arch::tsc_khz() * SLICE_MS / WEIGHT_DEFAULT);
+            let slice = Self::slice_of(thread);
             // What it used already counts: a thread that is displaced all the time, perhaps because it
             // signals more important ones all the time, would else never make room for its peers.
             let used = thread.cpu_time(true).wrapping_sub(thread.slice_start.get());
@@ -164,8 +166,10 @@ impl Cpu {
 }
 
 /// Who sleeps most of the time must not wait for the whole slice of who never sleeps. So a thread that wakes up and
-/// had less than its peers goes before them, and the difference is its credit: at most one slice, so that who slept for
-/// an hour cannot keep the others waiting for long, and who uses up what it has waits behind them as ever.
+/// had less than its peers goes before them, and who had more waits until they have caught up, not for the end of their
+/// slice. What a thread did not use while it slept is gone, but for [`CREDIT_MS`]: who slept for an hour, or is new,
+/// keeps the others waiting for no longer. Each priority has a time for that, the share of who had least when
+/// somebody last woke up; it never goes back.
 impl Cpu {
     /// Somebody of a woken thread's priority runs or is ready.
     #[inline(always)]
@@ -174,28 +178,85 @@ impl Cpu {
         self.queue.has_level(priority) || self.priority() == Some(priority)
     }
 
-    /// Where a thread that woke up is put when it has peers.
+    /// Queues a thread that woke up.
+    #[inline(always)]
+    fn enqueue(&self, woken: &'static Thread) {
+        if self.has_peer(woken) {
+            self.enqueue_among_peers(woken);
+            return;
+        }
+        // Nobody waits, so its time is everybody's.
+        let time = self.queue.time_of(woken.priority.get());
+        let own = Self::forget_sleep(woken, time.get());
+        if own.wrapping_sub(time.get()) as i64 > 0 {
+            time.set(own);
+        }
+        self.queue.push(woken, Place::Back);
+    }
+
+    /// What a thread used of its share, which is [`CREDIT_MS`] less than its priority's time at least.
+    #[inline(always)]
+    fn forget_sleep(woken: &Thread, time: u64) -> u64 {
+        let own = woken.share_used(false);
+        let gone = time.wrapping_sub(own).wrapping_sub(arch::tsc_khz() * CREDIT_MS) as i64;
+        if gone <= 0 {
+            return own;
+        }
+        woken.share_offset.set(woken.share_offset.get().wrapping_add_signed(gone));
+        own.wrapping_add_signed(gone)
+    }
+
+    /// [`Cpu::enqueue`] of a thread that has peers.
     #[cold]
     #[inline(never)]
-    fn place_among_peers(&self, woken: &Thread) -> Place {
+    fn enqueue_among_peers(&self, woken: &'static Thread) {
+        let priority = woken.priority.get();
+        let running = self.current.get().filter(|current| current.priority.get() == priority);
+        let first = self.queue.first_of(priority);
+        let time = self.queue.time_of(priority);
+        let shares = [running.map(|peer| peer.share_used(true)), first.map(|peer| peer.share_used(false))];
+        // Whoever had least is one of the two, or nearly so. How much longer than time stood still they had it.
+        let later = shares.into_iter().flatten().map(|share| share.wrapping_sub(time.get()) as i64).min();
+        time.set(time.get().wrapping_add_signed(later.unwrap_or(0).max(0)));
+        let mut own = Self::forget_sleep(woken, time.get());
+        // Nobody waits for more than a slice on account of what was.
         let slice = (arch::tsc_khz() * SLICE_MS) as i64;
-        let own = woken.share_used(false);
-        let credit = |peer: &Thread, is_running| peer.share_used(is_running).wrapping_sub(own) as i64;
-        let running = self.current.get().filter(|current| current.priority == woken.priority);
-        let first = self.queue.first_of(woken.priority.get());
-        // Compared with who would run otherwise, and with who would run next: whoever had least of all is one of them.
-        let credits = [running.map(|peer| credit(peer, true)), first.map(|peer| credit(peer, false))];
-        let credit = credits.into_iter().flatten().min().unwrap_or(0);
-        let kept = credit.clamp(-slice, slice);
-        woken.share_offset.set(woken.share_offset.get().wrapping_add_signed(credit - kept));
-        if kept <= 0 {
-            return Place::Back;
-        }
+        let forgiven = (own.wrapping_sub(time.get()) as i64 - slice).max(0);
+        woken.share_offset.set(woken.share_offset.get().wrapping_sub(forgiven as u64));
+        own = own.wrapping_sub(forgiven as u64);
+
         woken.slice_start.set(woken.cpu_time(false));
-        if running.is_some() && self.arch.turn.get() == Turn::Lasts {
-            self.arch.turn.set(Turn::Lent);
+        let behind = self.queue.push_by_share(woken, own);
+        // Who runs before it makes room when it has caught up.
+        match (running, behind) {
+            (Some(peer), None) => {
+                let lead = own.wrapping_sub(peer.share_used(true)) as i64;
+                if lead >= 0 {
+                    self.slice_end.set(0);
+                    Self::shorten_turn(peer, true, lead as u64);
+                } else if self.arch.turn.get() == Turn::Lasts {
+                    self.arch.turn.set(Turn::Lent);
+                }
+            }
+            (None, Some(peer)) if first.is_some_and(|first| core::ptr::eq(first, peer)) => {
+                Self::shorten_turn(peer, false, own.wrapping_sub(peer.share_used(false)));
+            }
+            _ => {}
         }
-        Place::Front
+    }
+
+    /// Leaves a thread no more of its slice than this share.
+    fn shorten_turn(peer: &Thread, is_running: bool, share: u64) {
+        let weight = u64::from(peer.weight.get());
+        let (time, left) = (peer.cpu_time(is_running), share / WEIGHT_DEFAULT * weight);
+        let used = time.wrapping_sub(peer.slice_start.get());
+        peer.slice_start.set(time.wrapping_sub(used.max(Self::slice_of(peer).saturating_sub(left))));
+    }
+
+    /// A thread's slice, in TSC ticks.
+    #[inline(always)]
+    fn slice_of(thread: &Thread) -> u64 {
+        u64::from(thread.weight.get()) * (arch::tsc_khz() * SLICE_MS / WEIGHT_DEFAULT)
     }
 }
 
@@ -216,8 +277,7 @@ pub fn this() -> &'static Cpu {
 pub fn wake(thread: &'static Thread) {
     let cpu = this();
     if !thread.is_queued.get() && !cpu.current.get().is_some_and(|current| core::ptr::eq(current, thread)) {
-        let place = if cpu.has_peer(thread) { cpu.place_among_peers(thread) } else { Place::Back };
-        cpu.queue.push(thread, place);
+        cpu.enqueue(thread);
         if let Some(current) = cpu.current.get() {
             cpu.update_slice(current);
         }
@@ -297,7 +357,7 @@ pub fn requeue_current() {
     let cpu = this();
     let place = match cpu.arch.turn.take() {
         Turn::Lasts => Place::Front,
-        Turn::Lent => Place::Second,
+        Turn::Lent => Place::ByShare,
         Turn::Over => Place::Back,
     };
     if let Some(thread) = cpu.current.get()
@@ -390,9 +450,8 @@ fn switch(cpu: &'static Cpu, account: &Cell<u64>, to: &'static Thread) -> ! {
 #[cfg(target_os = "none")]
 #[inline(always)]
 pub fn preempt(current: &'static Thread, woken: &'static Thread) -> ! {
-    let cpu = this();
-    cpu.queue.push(current, Place::Front);
-    switch(cpu, &current.time, woken)
+    requeue_current();
+    switch(this(), &current.time, woken)
 }
 
 /// Leaves the kernel for a thread that is current and whose context is loaded.
@@ -467,6 +526,53 @@ mod tests {
         wake(service);
         assert!(cpu.must_switch() && cpu.arch.turn.get() == Turn::Lasts);
         cpu.queue.remove(service);
+    }
+
+    /// A new guest kept a sleeping one waiting for a whole slice, as if it had waited since the machine's start.
+    #[test]
+    fn who_is_new_or_slept_for_long_is_ahead_by_the_credit_at_most() {
+        let [old, new] = [(); 2].map(|()| World::new().thread);
+        let (cpu, slice, credit) = (this(), arch::tsc_khz() * SLICE_MS, arch::tsc_khz() * CREDIT_MS);
+        for thread in [old, new] {
+            thread.priority.set(9);
+        }
+        old.time.set(1000 * slice);
+        cpu.current.set(None);
+        // Alone.
+        wake(old);
+        assert!(core::ptr::eq(cpu.queue.pop().unwrap(), old));
+        for _ in 0..2 {
+            wake(new);
+            assert!(core::ptr::eq(cpu.queue.pop().unwrap(), new));
+            assert_eq!(old.share_used(false) - new.share_used(false), credit);
+            cpu.current.set(Some(new));
+            new.time.set(new.time.get().wrapping_sub(arch::tsc()));
+            // It may go on until both had the same.
+            wake(old);
+            assert!(!needs_reschedule() && cpu.queue.has_level(9));
+            let left = cpu.slice_end.get() - arch::tsc();
+            assert!((credit - 1000..=credit).contains(&left), "{left}");
+            cpu.queue.remove(old);
+            cpu.current.set(None);
+            new.time.set(new.time.get().wrapping_add(arch::tsc()));
+            old.time.set(old.time.get() + 100 * slice);
+            wake(old);
+            cpu.queue.remove(old);
+        }
+    }
+
+    /// The second of two that woke up waited behind the one that was to make room for both.
+    #[test]
+    fn who_makes_room_makes_it_for_all_who_had_less() {
+        let [busy, a, b] = [(); 3].map(|()| World::new().thread);
+        let (cpu, slice) = (this(), arch::tsc_khz() * SLICE_MS);
+        cpu.current.set(Some(busy));
+        busy.time.set(1000 * slice);
+        wake(a);
+        wake(b);
+        requeue_current();
+        let order = [(); 3].map(|()| cpu.queue.pop().unwrap());
+        assert!(core::ptr::eq(order[2], busy));
     }
 
     /// Sleeping an instant before the end of each slice gains nothing.

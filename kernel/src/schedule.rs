@@ -10,11 +10,11 @@ use crate::object::thread::Thread;
 /// Where in its priority's queue a thread is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// First: it was preempted, and goes on with what is left of its slice; or it woke up and has credit.
+    /// First: it was preempted, and goes on with what is left of its slice.
     Front,
-    /// Behind the first, who woke up and goes before it.
-    Second,
-    /// Last: it woke up, or used its slice; a new slice begins.
+    /// It ran until now; before the first who had more of its share.
+    ByShare,
+    /// Last: it used its slice, or has no peers; a new slice begins.
     Back,
 }
 
@@ -22,6 +22,7 @@ pub enum Place {
 struct Level {
     first: Cell<Option<&'static Thread>>,
     last: Cell<Option<&'static Thread>>,
+    time: Cell<u64>,
 }
 
 /// The queue.
@@ -42,7 +43,8 @@ impl RunQueue {
     pub const fn new() -> Self {
         Self {
             occupied: Cell::new(0),
-            levels: [const { Level { first: Cell::new(None), last: Cell::new(None) } }; 64],
+            levels: [const { Level { first: Cell::new(None), last: Cell::new(None), time: Cell::new(0) } };
+                64],
         }
     }
 
@@ -64,51 +66,68 @@ impl RunQueue {
         self.levels[(priority & 63) as usize].first.get()
     }
 
+    /// The time of a priority (`Thread::share_used` of who had least), which belongs to who places woken threads.
+    #[inline(always)]
+    pub fn time_of(&self, priority: u8) -> &Cell<u64> {
+        &self.levels[(priority & 63) as usize].time
+    }
+
     /// Nobody of this priority or above waits.
     #[inline(always)]
     pub fn is_clear_from(&self, priority: u8) -> bool {
         self.occupied.get() >> (priority & 63) == 0
     }
 
-    /// Queues a thread that does not run; who queues the running one sets its `slice_start`.
+    /// Queues a thread; who queues the running one at the back sets its `slice_start`.
     #[inline]
     pub fn push(&self, thread: &'static Thread, place: Place) {
-        debug_assert!(!thread.is_queued.get());
-        let priority = thread.priority.get() & 63;
-        let level = &self.levels[priority as usize];
-        thread.is_queued.set(true);
+        let level = self.level(thread);
         match place {
             Place::Back => {
                 thread.slice_start.set(thread.time.get());
-                let last = level.last.replace(Some(thread));
-                thread.queue_prev.set(last);
-                thread.queue_next.set(None);
-                match last {
-                    Some(last) => last.queue_next.set(Some(thread)),
-                    None => level.first.set(Some(thread)),
-                }
+                self.insert(thread, level.last.get(), None);
             }
-            Place::Second if level.first.get().is_some() => {
-                let first = level.first.get();
-                let next = first.and_then(|first| first.queue_next.replace(Some(thread)));
-                thread.queue_prev.set(first);
-                thread.queue_next.set(next);
-                match next {
-                    Some(next) => next.queue_prev.set(Some(thread)),
-                    None => level.last.set(Some(thread)),
-                }
-            }
-            Place::Front | Place::Second => {
-                let first = level.first.replace(Some(thread));
-                thread.queue_next.set(first);
-                thread.queue_prev.set(None);
-                match first {
-                    Some(first) => first.queue_prev.set(Some(thread)),
-                    None => level.last.set(Some(thread)),
-                }
+            Place::Front => self.insert(thread, None, level.first.get()),
+            Place::ByShare => {
+                let _behind = self.push_by_share(thread, thread.share_used(true));
             }
         }
-        self.occupied.set(self.occupied.get() | 1 << priority);
+    }
+
+    /// Queues a thread that used this much of its share before the first who had more; answers whom it is behind. Looks
+    /// at those who had less, and one more.
+    pub fn push_by_share(&self, thread: &'static Thread, share: u64) -> Option<&'static Thread> {
+        let (mut prev, mut next) = (None, self.level(thread).first.get());
+        while let Some(peer) = next
+            && peer.share_used(false).wrapping_sub(share) as i64 <= 0
+        {
+            (prev, next) = (next, peer.queue_next.get());
+        }
+        self.insert(thread, prev, next);
+        prev
+    }
+
+    #[inline(always)]
+    fn level(&self, thread: &Thread) -> &Level {
+        &self.levels[(thread.priority.get() & 63) as usize]
+    }
+
+    #[inline(always)]
+    fn insert(&self, thread: &'static Thread, prev: Option<&'static Thread>, next: Option<&'static Thread>) {
+        debug_assert!(!thread.is_queued.get());
+        let level = self.level(thread);
+        thread.is_queued.set(true);
+        thread.queue_prev.set(prev);
+        thread.queue_next.set(next);
+        match prev {
+            Some(prev) => prev.queue_next.set(Some(thread)),
+            None => level.first.set(Some(thread)),
+        }
+        match next {
+            Some(next) => next.queue_prev.set(Some(thread)),
+            None => level.last.set(Some(thread)),
+        }
+        self.occupied.set(self.occupied.get() | 1 << (thread.priority.get() & 63));
     }
 
     /// Takes the first thread of the highest priority.
@@ -173,6 +192,10 @@ mod tests {
         ) {
             let queue = RunQueue::new();
             let threads: Vec<_> = (0..12).map(|n| thread([0, 7, 63][n % 3])).collect();
+            // Each had another amount of its share, in no order.
+            for (n, thread) in threads.iter().enumerate() {
+                thread.time.set(n as u64 * 7 % 12 * 1024);
+            }
             let mut model: Vec<usize> = Vec::new();
             for (which, action) in steps {
                 let is_in = model.contains(&which);
@@ -180,9 +203,14 @@ mod tests {
                     0 if !is_in => { queue.push(threads[which], Place::Back); model.push(which); }
                     1 if !is_in => { queue.push(threads[which], Place::Front); model.insert(0, which); }
                     3 if !is_in => {
-                        queue.push(threads[which], Place::Second);
-                        let first = model.iter().position(|&n| n % 3 == which % 3);
-                        model.insert(first.map_or(0, |at| at + 1), which);
+                        let share = |n: usize| threads[n].time.get();
+                        let is_peer = |n: usize| n % 3 == which % 3;
+                        let behind = queue.push_by_share(threads[which], share(which));
+                        let more = model.iter().position(|&n| is_peer(n) && share(n) > share(which));
+                        let at = more.unwrap_or(model.len());
+                        let expected = model[..at].iter().rev().find(|&&n| is_peer(n)).map(|&n| threads[n].time.get());
+                        prop_assert_eq!(behind.map(|peer| peer.time.get()), expected);
+                        model.insert(at, which);
                     }
                     2 => { queue.remove(threads[which]); model.retain(|&n| n != which); }
                     _ => {
