@@ -140,11 +140,32 @@ impl Running {
     }
 }
 
-/// Runs a command in a guest's shell that must succeed; its output without white space around it.
+/// Runs a command in a guest's shell that must succeed; its output without white space around it. Of one that does not
+/// end it says what the domains did meanwhile.
 pub fn sh(guest: &mut Guest<'_>, command: &str, timeout: Duration) -> String {
-    let (output, status) = must(guest.shell(command, timeout));
+    let (output, status) = match guest.shell(command, timeout) {
+        Ok(ended) => ended,
+        Err(error) => panic!("{error}{}", activity(guest)),
+    };
     assert_eq!(status, 0, "`{command}` in the guest: {output}");
     output.trim().to_owned()
+}
+
+/// What all domains do, twice, and what the guest says after Ctrl-C.
+fn activity(guest: &mut Guest<'_>) -> String {
+    let mut text = String::new();
+    let mut say = |what: &str, said: Result<(String, u8), Error>| {
+        let said = said.map_or_else(|error| error.to_string(), |(output, _)| output);
+        text.push_str(&format!("\n== {what}\n{said}"));
+    };
+    for command in ["xl top -b -i 1", "xl counters -l", "xl counters -l"] {
+        say(command, guest.machine().exec(command, SHORT));
+    }
+    let _gone = guest.send(b"\x03");
+    for command in ["ps", "cat /proc/interrupts /proc/net/tcp /proc/net/snmp /proc/net/dev"] {
+        say(command, guest.shell(command, SHORT).map(|(output, _)| (output, 0)));
+    }
+    text
 }
 
 /// Waits for the guest's DHCP lease and returns its address.

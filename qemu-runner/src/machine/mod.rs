@@ -290,6 +290,11 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
+    /// The machine that it runs on.
+    pub fn machine(&self) -> &Machine {
+        self.machine
+    }
+
     /// Looks at the output from the guest's first byte on.
     pub fn from_start(mut self) -> Self {
         self.seen = 0;

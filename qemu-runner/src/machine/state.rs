@@ -69,6 +69,8 @@ pub struct State {
     /// How it ended.
     pub exit: Option<Exit>,
     tail: VecDeque<String>,
+    /// The guest whose line, the last one of the tail, has no end yet.
+    unfinished: Option<String>,
 }
 
 impl State {
@@ -84,9 +86,7 @@ impl State {
                 let before = console.text.len();
                 console.push(&bytes);
                 let new = console.text.get(before..).unwrap_or_default().to_owned();
-                for line in new.lines().filter(|l| !l.trim().is_empty()) {
-                    self.remember(format!("[{name}] {line}"));
-                }
+                self.remember_output(name, &new);
             }
             Line::Out { id, bytes } => self.commands.entry(id).or_default().output.extend(bytes),
             Line::Done { id, status } => self.commands.entry(id).or_default().status = Some(status),
@@ -106,10 +106,24 @@ impl State {
 
     /// One more line for [`State::tail`].
     pub fn remember(&mut self, line: String) {
+        self.unfinished = None;
         if self.tail.len() == TAIL {
             self.tail.pop_front();
         }
         self.tail.push_back(line);
+    }
+
+    /// A guest's output for [`State::tail`]; it comes in pieces of any size.
+    fn remember_output(&mut self, name: String, text: &str) {
+        for piece in text.split_inclusive('\n') {
+            let line = piece.trim_end_matches('\n');
+            match self.tail.back_mut().filter(|_| self.unfinished.as_ref() == Some(&name)) {
+                Some(begun) => begun.push_str(line),
+                None if !line.trim().is_empty() => self.remember(format!("[{name}] {line}")),
+                None => {}
+            }
+            self.unfinished = (!piece.ends_with('\n')).then(|| name.clone());
+        }
     }
 
     /// The last lines of all streams, for a message.
@@ -137,9 +151,14 @@ mod tests {
         for i in 0..30 {
             state.line(Line::Raw(format!("line {i}")));
         }
-        state.line(Line::Guest { name: "web".into(), bytes: b"oops\n".to_vec() });
+        for piece in ["o", "op", "s\nand", " again"] {
+            state.line(Line::Guest { name: "web".into(), bytes: piece.into() });
+        }
+        state.line(Line::Guest { name: "db".into(), bytes: b"\n\nfine\n".to_vec() });
+        state.line(Line::Guest { name: "web".into(), bytes: b"!\n".to_vec() });
         let tail = state.tail();
         assert_eq!(tail.lines().count(), 20);
-        assert!(tail.ends_with("    line 29\n    [web] oops\n"), "{tail}");
+        let end = "    line 29\n    [web] oops\n    [web] and again\n    [db] fine\n    [web] !\n";
+        assert!(tail.ends_with(end), "{tail}");
     }
 }
