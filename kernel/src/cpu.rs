@@ -140,6 +140,20 @@ impl Cpu {
         }
     }
 
+    /// Sets the timer hardware anew if it should have interrupted `slack` TSC ticks ago. QEMU's software emulation can
+    /// lose an interrupt that comes while VMRUN offers the guest one: it changes the CPU's pending interrupts without a
+    /// lock there (target/i386/tcg/sysemu/svm_helper.c), and the CPU would sleep until the next one of any kind.
+    #[inline(always)]
+    #[cfg(target_os = "none")]
+    pub fn remind_timer(&self, slack: u64) {
+        let (due, now) = (self.programmed.get(), arch::tsc());
+        if due != 0 && now.wrapping_sub(due) as i64 >= slack as i64 {
+            arch::set_timer(due);
+            // Not again before it had time to come.
+            self.programmed.set(now);
+        }
+    }
+
     /// Arms or disarms the slice of the thread that runs from now on.
     #[inline(always)]
     fn update_slice(&self, thread: &Thread) {
@@ -393,6 +407,7 @@ fn idle(cpu: &'static Cpu) -> ! {
     cpu.slice_end.set(0);
     loop {
         cpu.program_timer();
+        cpu.remind_timer(0);
         arch::idle_once();
         if let Some(thread) = cpu.queue.pop() {
             cpu.arch.turn.set(Turn::Lasts);

@@ -33,6 +33,8 @@ unsafe extern "C" {
 
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_DISABLED: u64 = 1 << 4;
+/// How late the timer's interrupt may be, in TSC ticks (some milliseconds), before it is asked for again.
+const TIMER_SLACK: u64 = 1 << 23;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 static AVAILABLE: AtomicBool = AtomicBool::new(false);
@@ -219,6 +221,7 @@ impl GuestContext {
 #[inline(always)]
 pub fn enter(cpu: &'static Cpu, vcpu: &'static Vcpu, vm: &'static Vm) -> ! {
     let context = &vcpu.context;
+    cpu.remind_timer(TIMER_SLACK);
     // SAFETY: the state page is a frame pinned for this vCPU.
     let load = unsafe { (&raw const (*context.state).load).read_volatile() };
     if !cpu.arch.guest_state_of.get().is_some_and(|owner| core::ptr::eq(owner, vcpu))
