@@ -235,7 +235,7 @@ impl<P: Platform> Machine<P> {
     fn cpuid(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
         counters::inc(count::EXIT_CPUID);
         let (leaf, subleaf) = (state.gprs[gpr::RAX] as u32, state.gprs[gpr::RCX] as u32);
-        let [eax, ebx, ecx, edx] = self.cpuid.answer(leaf, subleaf, vcpu.id, vcpu.apic.id());
+        let [eax, ebx, ecx, edx] = self.cpuid.answer(leaf, subleaf, vcpu.id, &vcpu.apic);
         state.gprs[gpr::RAX] = u64::from(eax);
         state.gprs[gpr::RBX] = u64::from(ebx);
         state.gprs[gpr::RCX] = u64::from(ecx);
