@@ -133,7 +133,7 @@ pub const FEATURES: &[Feature] = {
         feature(&["x2apic"], C1, 21, Always),
         feature(&["movbe"], C1, 22, Host),
         feature(&["popcnt"], C1, 23, Host),
-        feature(&["tsc-deadline", "tsc_deadline"], C1, 24, Policy::Never("the Xen timer takes its place")),
+        feature(&["tsc-deadline", "tsc_deadline"], C1, 24, Host),
         feature(&["aes", "aesni"], C1, 25, Host),
         feature(&["xsave"], C1, 26, XSAVE),
         feature(&["osxsave"], C1, 27, XSAVE),
