@@ -138,7 +138,8 @@ struct Features([u32; WORDS]);
 impl Features {
     fn new(host: &impl Fn(u32, u32) -> Leaf, narrowing: &Narrowing) -> Self {
         let offered = offered(host);
-        Self(core::array::from_fn(|n| offered[n] & !narrowing.hidden[n]))
+        let narrowed = core::array::from_fn(|n| offered[n] & !narrowing.hidden[n]);
+        Self(cpuid::without_dependents(narrowed))
     }
 
     fn get(&self, word: Word) -> u32 {
@@ -156,12 +157,12 @@ fn offered(host: &impl Fn(u32, u32) -> Leaf) -> [u32; WORDS] {
     })
 }
 
-/// The first feature that the configuration asks for and that guests on this processor do not see: leaf, register
-/// and bit.
+/// The first feature that the configuration asks for and that this guest would not see, since the processor lacks
+/// it or one that it is built on: leaf, register and bit.
 pub fn missing(host: impl Fn(u32, u32) -> Leaf, narrowing: &Narrowing) -> Option<(u32, &'static str, u32)> {
-    let offered = offered(&host);
+    let features = Features::new(&host, narrowing);
     Word::ALL.into_iter().zip(narrowing.required).find_map(|(word, required)| {
-        let lacks = required & !offered[word as usize];
+        let lacks = required & !features.get(word);
         let (leaf, register) = word.place();
         let register = ["eax", "ebx", "ecx", "edx"].get(register)?;
         (lacks != 0).then_some((leaf, *register, lacks.trailing_zeros()))
@@ -249,7 +250,7 @@ mod tests {
             Guest { domid: 1, tsc_khz: 1, narrowing: Narrowing::default() },
         );
         assert_eq!(policy.answer(1, 0, 0, &Apic::new(0)), [0, 1 << 16, 1 << 21 | 1 << 31, 1 << 9]);
-        assert_eq!(policy.answer(0x8000_0007, 0, 0, &Apic::new(0)), [0, 0, 0, 1 << 8]);
+        assert_eq!(policy.answer(0x8000_0007, 0, 0, &Apic::new(0)), [0; 4], "not without a TSC");
     }
 
     #[test]
@@ -282,11 +283,14 @@ mod tests {
                 (policy().answer(leaf, 0, 0, &Apic::new(0)), narrow.answer(leaf, 0, 0, &Apic::new(0)));
             core::array::from_fn(|n| all[n] ^ some[n])
         };
-        assert_eq!(difference(1), [0, 0, 1 << 20 | 1 << 30 | 1 << 21, 1]);
-        assert_eq!(difference(7), [0, 1 << 7, 0, 0]);
-        assert_eq!(difference(0x8000_0001), [0, 0, 0, 1 << 20 | 1], "and what repeats leaf 1");
+        // With FPU go MMX and what AMD added to that, with NX SMAP.
+        assert_eq!(difference(1), [0, 0, 1 << 20 | 1 << 30 | 1 << 21, 1 | 1 << 23]);
+        assert_eq!(difference(7), [0, 1 << 7 | 1 << 20, 0, 0]);
+        let repeated = 1 | 1 << 23;
+        assert_eq!(difference(0x8000_0001), [0, 0, 0, 1 << 20 | 1 << 22 | repeated]);
         assert_eq!(difference(0x8000_0007), [0, 0, 0, 1 << 8]);
-        assert_eq!((difference(0), difference(8), difference(0x8000_0008)), ([0; 4], [0; 4], [0; 4]));
+        assert_eq!(difference(0x8000_0008), [0, 1 << 2, 0, 0]);
+        assert_eq!((difference(0), difference(8)), ([0; 4], [0; 4]));
     }
 
     #[test]
@@ -299,6 +303,9 @@ mod tests {
             other => other,
         };
         assert_eq!(missing(without_sha, &narrowing), Some((7, "ebx", 29)));
+        narrowing.hidden[Word::Basic1Edx as usize] = 1 << 24;
+        assert_eq!(missing(all_ones, &narrowing), Some((7, "ebx", 29)), "SHA without FXSR");
+        narrowing.hidden = [0; WORDS];
         let old = |leaf, _| if leaf == 0 { [1, 0, 0, 0] } else { [!0; 4] };
         assert_eq!(missing(old, &narrowing), Some((7, "ebx", 7)), "leaf 7 does not exist");
     }
