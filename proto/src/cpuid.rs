@@ -89,6 +89,13 @@ pub struct Feature {
     pub policy: Policy,
 }
 
+impl Feature {
+    /// Whether its bit is set.
+    pub fn is_in(&self, words: &Words) -> bool {
+        words[self.word as usize] >> self.bit & 1 != 0
+    }
+}
+
 const fn feature(names: &'static [&'static str], word: Word, bit: u32, policy: Policy) -> Feature {
     Feature { names, word, bit, policy }
 }
@@ -133,7 +140,7 @@ pub const FEATURES: &[Feature] = {
         feature(&["x2apic"], C1, 21, Always),
         feature(&["movbe"], C1, 22, Host),
         feature(&["popcnt"], C1, 23, Host),
-        feature(&["tsc-deadline", "tsc_deadline"], C1, 24, Policy::Never("the Xen timer takes its place")),
+        feature(&["tsc-deadline", "tsc_deadline"], C1, 24, Host),
         feature(&["aes", "aesni"], C1, 25, Host),
         feature(&["xsave"], C1, 26, XSAVE),
         feature(&["osxsave"], C1, 27, XSAVE),
@@ -335,6 +342,38 @@ pub fn at(word: Word, bit: u32) -> Option<&'static Feature> {
     FEATURES.iter().find(|feature| feature.word == word && feature.bit == bit)
 }
 
+/// Features that are built on another one, of those that are offered. A row stands behind the rows that its own
+/// feature is named in. Source: deps in Xen's tools/gen-cpuid.py.
+const DEPENDENTS: &[(&str, &[&str])] = &[
+    ("fpu", &["mmx", "rstr-fp-err-ptrs"]),
+    ("pse", &["pse36"]),
+    ("pae", &["lm", "nx"]),
+    ("tsc", &["tsc-deadline", "invtsc"]),
+    ("apic", &["x2apic", "tsc-deadline"]),
+    ("mmx", &["mmxext"]),
+    ("fxsr", &["sse"]),
+    ("sse", &["sse2", "misalignsse"]),
+    ("sse2", &["sse3", "lm", "aes", "pclmulqdq", "sha"]),
+    ("sse3", &["ssse3", "sse4a"]),
+    ("ssse3", &["sse4_1"]),
+    ("sse4_1", &["sse4_2"]),
+    ("nx", &["smap"]),
+    ("lm", &["cmpxchg16", "lahfsahf", "page1gb", "no-lmsl"]),
+];
+
+/// Takes those features away that are built on one that is not there, as no processor shows them alone.
+pub fn without_dependents(mut words: Words) -> Words {
+    for (name, dependents) in DEPENDENTS {
+        if find(name).is_some_and(|feature| feature.is_in(&words)) {
+            continue;
+        }
+        for dependent in dependents.iter().filter_map(|name| find(name)) {
+            words[dependent.word as usize] &= !(1 << dependent.bit);
+        }
+    }
+    words
+}
+
 /// How a guest's configuration narrows what it sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
 pub struct Narrowing {
@@ -346,7 +385,11 @@ pub struct Narrowing {
 
 #[cfg(test)]
 mod tests {
+    extern crate alloc;
+
     use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
 
     #[test]
     fn a_place_and_a_name_belong_to_one_feature() {
@@ -360,6 +403,40 @@ mod tests {
         for (number, word) in Word::ALL.into_iter().enumerate() {
             assert_eq!(word as usize, number);
         }
+    }
+
+    #[test]
+    fn dependents_are_known_and_follow_what_they_depend_on() {
+        let place = |name: &str| {
+            let feature = find(name).unwrap_or_else(|| panic!("{name}"));
+            assert!(!matches!(feature.policy, Policy::Never(_)), "{name} is not offered");
+            DEPENDENTS.iter().position(|(row, _)| feature.names.contains(row))
+        };
+        for (n, (name, dependents)) in DEPENDENTS.iter().enumerate() {
+            assert_eq!(place(name), Some(n));
+            for dependent in *dependents {
+                assert!(place(dependent).is_none_or(|row| row > n), "{dependent} stands before {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_built_on_an_absent_feature_is_absent() {
+        let all = [!0; WORDS];
+        assert_eq!(without_dependents(all), all);
+        let lost = |gone: &str| {
+            let mut words = all;
+            let gone = find(gone).unwrap();
+            words[gone.word as usize] &= !(1 << gone.bit);
+            let left = without_dependents(words);
+            let is_lost = |feature: &&Feature| feature.is_in(&words) && !feature.is_in(&left);
+            FEATURES.iter().filter(is_lost).map(|feature| feature.names[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(lost("sse4_1"), ["sse4_2"]);
+        assert_eq!(lost("sse3"), ["ssse3", "sse4_1", "sse4_2", "sse4a"]);
+        assert_eq!(lost("pae"), ["cmpxchg16", "smap", "lahfsahf", "nx", "page1gb", "lm", "no-lmsl"]);
+        assert!(["sse2", "lm", "sha", "no-lmsl"].iter().all(|name| lost("fxsr").contains(name)));
+        assert_eq!((lost("rdrand"), lost("tsc")), (vec![], vec!["tsc-deadline", "invtsc"]));
     }
 
     #[test]

@@ -54,11 +54,11 @@ pub enum Response {
 pub enum EndReason {
     /// Powered off.
     PowerOff,
-    /// Wants to be restarted.
+    /// Wants to be restarted; a triple fault is that, too.
     Reboot,
     /// Suspended.
     Suspend,
-    /// Crashed, triple fault included.
+    /// Crashed.
     Crash,
     /// Its watchdog fired.
     Watchdog,

@@ -137,3 +137,29 @@ fn stolen_time_is_told_and_a_watchdog_ends_its_guest() {
     let bad = boot("guests-steal", &[&mode("steal"), &mode("watchdog")], "spin", &[words]);
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));
 }
+
+/// A triple fault is a reboot, `reboot=triple` being one way to ask for it. One at once is not restarted for ever,
+/// and the guest beside it does not notice.
+#[test]
+fn a_triple_fault_is_a_reboot_and_not_for_ever() {
+    let dir = io(tempfile::tempdir());
+    let guests = [Mode { more: "on_reboot = \"restart\"\n", ..mode("triple-fault") }, mode("idle")];
+    let configs = guests.iter().map(|mode| config(mode, dir.path())).collect();
+    let running = start("guests-reset", &Request::new(configs));
+    let resets = |running: &Running, words: &str| {
+        running.machine.with_state(|state| {
+            let is_reset = |text: &str| text.contains("(triple fault, rip 0x") && text.contains(words);
+            state.log.iter().filter(|record| is_reset(&record.text)).count()
+        })
+    };
+    let deadline = std::time::Instant::now() + ALL;
+    while resets(&running, "is not restarted") == 0 {
+        assert!(std::time::Instant::now() < deadline, "it is restarted for ever");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(resets(&running, "it is restarted"), 5);
+    running.wait_gone("triple-fault");
+    assert!(running.is_listed("idle"));
+    assert!(running.harm().is_empty(), "{:?}", running.harm());
+    running.quit();
+}

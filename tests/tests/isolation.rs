@@ -57,6 +57,8 @@ enum End {
     Done,
     /// It is ended, with this in the sentence that says why.
     Crash(&'static str),
+    /// The same, as a reboot.
+    Reset(&'static str),
     /// It would run for ever.
     Runs,
 }
@@ -74,10 +76,10 @@ const GUESTS: [(&str, End); 16] = [
     ("console-ring", End::Done),
     ("store-ring", End::Done),
     ("devices", End::Done),
-    ("triple-fault", End::Crash("triple fault")),
-    ("jump", End::Crash("triple fault")),
+    ("triple-fault", End::Reset("triple fault")),
+    ("jump", End::Reset("triple fault")),
     ("write", End::Done),
-    ("page-tables", End::Crash("triple fault: guest-physical address 0xc0000")),
+    ("page-tables", End::Reset("triple fault: guest-physical address 0xc0000")),
     ("spin", End::Runs),
 ];
 
@@ -207,7 +209,7 @@ fn floods_random_system_calls_and_hostile_kernels_harm_only_themselves() {
     let guests = GUESTS.iter().map(|(mode, _)| {
         let text = format!(
             "name = \"guest-{mode}\"\ntype = \"pvh\"\nkernel = \"{}\"\ncmdline = \"mode={mode} seed={}\"\n\
-             memory = 16\non_crash = \"destroy\"\n{}",
+             memory = 16\non_crash = \"destroy\"\non_reboot = \"destroy\"\n{}",
             kernel.display(),
             seed(),
             if *mode == "devices" { DEVICES } else { "" }
@@ -268,8 +270,9 @@ fn a_guest_ends(running: &Running, mode: &str, end: &End) {
             assert!(!done.contains(" 0 attempts"), "{done}");
             wait_log(running, &name, "(PowerOff)");
         }
-        End::Crash(why) => {
-            let sentence = wait_log(running, &name, "(Crash)");
+        End::Crash(why) | End::Reset(why) => {
+            let reason = if matches!(end, End::Crash(_)) { "(Crash)" } else { "(Reboot)" };
+            let sentence = wait_log(running, &name, reason);
             assert!(sentence.contains(why), "{sentence}");
         }
         End::Runs => {

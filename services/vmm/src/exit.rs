@@ -15,7 +15,7 @@
 //! | PAUSE | its turn is over | |
 //! | HLT | waits for an interrupt; with interrupts off the vCPU is down | as Xen's hvm_vcpu_down |
 //! | INVLPGA, VMRUN to SKINIT, MONITOR, MWAIT, XSETBV, RDPRU | #UD | CPUID shows none of their features |
-//! | SHUTDOWN | the guest ends | triple fault |
+//! | SHUTDOWN | the guest ends, for a reboot | triple fault: [`crate::shutdown`] |
 //! | INVALID | #GP; the same again 64 times: the guest ends | QEMU's answer to a reserved CR bit |
 //! | all others | the guest ends | the kernel does not ask for them |
 //!
@@ -130,9 +130,7 @@ impl<P: Platform> Machine<P> {
             VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=RDPRU => inject::invalid_opcode(state),
             RDPMC => inject::general_protection(state),
             NPF => return self.nested_fault(vcpu, state),
-            SHUTDOWN => {
-                return crash(format_args!("triple fault, rip {:#x}, cr3 {:#x}", state.rip, state.cr3));
-            }
+            SHUTDOWN => return self.guest.triple_fault(state, format_args!("")),
             INVALID => return invalid_state(vcpu, state, invalid),
             _ => return crash(format_args!("unexpected exit {code:#x}, rip {:#x}", state.rip)),
         }
@@ -237,7 +235,7 @@ impl<P: Platform> Machine<P> {
     fn cpuid(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
         counters::inc(count::EXIT_CPUID);
         let (leaf, subleaf) = (state.gprs[gpr::RAX] as u32, state.gprs[gpr::RCX] as u32);
-        let [eax, ebx, ecx, edx] = self.cpuid.answer(leaf, subleaf, vcpu.id, vcpu.apic.id());
+        let [eax, ebx, ecx, edx] = self.cpuid.answer(leaf, subleaf, vcpu.id, &vcpu.apic);
         state.gprs[gpr::RAX] = u64::from(eax);
         state.gprs[gpr::RBX] = u64::from(ebx);
         state.gprs[gpr::RCX] = u64::from(ecx);
@@ -529,7 +527,7 @@ mod tests {
         (state.exit_info1, state.exit_info2) = (0x1_0000_0006, 0xfee0_0030);
         // While a double fault is delivered.
         state.exit_int_info = 0x8000_0b08;
-        let Outcome::End(EndReason::Crash, detail) = machine.handle_exit(&mut vcpu, &mut state) else {
+        let Outcome::End(EndReason::Reboot, detail) = machine.handle_exit(&mut vcpu, &mut state) else {
             panic!()
         };
         assert!(
@@ -537,7 +535,7 @@ mod tests {
             "{detail}"
         );
         let outcome = machine.handle_exit(&mut vcpu, &mut exit(SHUTDOWN));
-        assert!(matches!(outcome, Outcome::End(EndReason::Crash, _)));
+        assert!(matches!(outcome, Outcome::End(EndReason::Reboot, _)));
     }
 
     /// A guest that tried two bad writes of CR4 with no other exit in between was ended.

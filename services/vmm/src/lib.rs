@@ -35,6 +35,7 @@ pub mod net;
 pub mod ports;
 pub mod reservation;
 pub mod runstate;
+pub mod shutdown;
 pub mod store;
 mod task_priority;
 #[cfg(any(test, feature = "testing"))]

@@ -72,6 +72,11 @@ fn write(register: u64, value: u64) {
     }
 }
 
+/// The APIC's bit of CPUID leaves 1 and 0x80000001.
+fn shown() -> [u32; 2] {
+    [1, 0x8000_0001].map(|leaf| cpuid(leaf, 0)[3] >> 9 & 1)
+}
+
 fn on_interrupt(frame: &mut Frame) {
     let order = ORDER.load(Ordering::Relaxed);
     ORDER.store(order << 8 | frame.vector & 0xff, Ordering::Relaxed);
@@ -326,13 +331,16 @@ fn modes(check: &mut Check) {
         check.faults(format_args!("{register:#x} is read"), GP, read_msr(0x800 + (register >> 4) as u32));
     }
     check.faults("back to xAPIC mode", GP, write_msr(APIC_BASE, 0xfee0_0900));
+    check.equal("APIC in CPUID", [1, 1], shown());
     check.works("to disabled", write_msr(APIC_BASE, 0xfee0_0100));
+    check.equal("APIC in CPUID while it is disabled", [0, 0], shown());
     check.faults("from disabled to x2APIC mode", GP, write_msr(APIC_BASE, 0xfee0_0d00));
     check.faults("an MSR while disabled", GP, read_msr(0x803));
     check.equal_hex("no page while disabled", 0xffff_ffffu64, read_page(VERSION));
     BY_MSR.store(0, Ordering::Relaxed);
     check.faults("another address", GP, write_msr(APIC_BASE, 0xfed0_0900));
     check.works("to xAPIC mode", write_msr(APIC_BASE, 0xfee0_0900));
+    check.equal("APIC in CPUID again", [1, 1], shown());
     check.equal_hex("it was reset", 0xffu64, read(SVR));
     check.faults("a reserved bit", GP, write_msr(APIC_BASE, 0xfee0_0901));
 }

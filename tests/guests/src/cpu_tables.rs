@@ -170,9 +170,17 @@ pub fn cpuid(check: &mut Check, random: &mut Random) {
 /// The mode `cpuid-narrow`, with `cpuid = "host,sse3=0,invtsc=0,fpu=0,avx=0,sse2=1"`.
 pub fn narrow(check: &mut Check, _: &mut Random) {
     let [_, _, ecx, edx] = machine::cpuid(1, 0);
-    check.equal("SSE3 is hidden, SSSE3 is not", (0, 1), (ecx & 1, ecx >> 9 & 1));
-    check.equal("FPU is hidden, SSE2 is not", (0, 1), (edx & 1, edx >> 26 & 1));
-    check.equal("FPU in leaf 0x80000001", 0, machine::cpuid(0x8000_0001, 0)[3] & 1);
+    check.equal_hex("SSE3 is hidden, and SSSE3 and SSE4 with it", 0, ecx & (1 | 1 << 9 | 0b11 << 19));
+    check.equal("CMPXCHG16 is not", 1, ecx >> 13 & 1);
+    check.equal("FPU is hidden, and MMX with it", 0, edx & (1 | 1 << 23));
+    check.equal("SSE2 is not", 1, edx >> 26 & 1);
+    let [_, _, ecx, edx] = machine::cpuid(0x8000_0001, 0);
+    check.equal(
+        "SSE4A, FPU, MMXEXT and MMX in leaf 0x80000001",
+        (0, 0),
+        (ecx & 1 << 6, edx & (1 | 0b11 << 22)),
+    );
     check.equal("invariant TSC", 0, machine::cpuid(0x8000_0007, 0)[3]);
+    let [_, _, ecx, _] = machine::cpuid(1, 0);
     check.equal("hypervisor and x2APIC", (1, 1), (ecx >> 31, ecx >> 21 & 1));
 }

@@ -2,12 +2,13 @@
 //!
 //! libxl's: `"host,rdrand=0,sse4_2=x"`, a feature by its name and `0`, `1`, `x`, `k` or `s`. xend's: a list of
 //! `"1:ecx=xxxxxxxx0xxxxxxxxxxxxxxxxxxxxxxx"`, a leaf (and subleaf), registers, and a letter per bit from 31 down.
-//! Only narrowing is possible: what [`proto::cpuid`] hides stays hidden, and asking for it is an error.
+//! Only narrowing is possible: what [`proto::cpuid`] hides stays hidden, and asking for it is an error. What is built on
+//! a hidden feature is hidden with it.
 //! Sources: xl.cfg(5), Xen's tools/libs/light/libxl_cpuid.c and tools/xl/xl_parse.c.
 
 use alloc::format;
 
-use proto::cpuid::{FEATURES, Feature, Narrowing, Policy, Word, at, find};
+use proto::cpuid::{FEATURES, Feature, Narrowing, Policy, Word, at, find, without_dependents};
 
 use super::number;
 use super::report::Report;
@@ -48,6 +49,16 @@ pub(super) fn parse(value: &Value, report: &mut Report<'_>) -> Narrowing {
                     }
                 }
             }
+        }
+    }
+    let left = without_dependents(narrowing.hidden.map(|word| !word));
+    for feature in FEATURES.iter().filter(|feature| feature.is_in(&narrowing.required)) {
+        if !feature.is_in(&left) {
+            let name = feature.names.first().unwrap_or(&"");
+            let message = format!(
+                "`{name}` is built on a feature that this hides, so it is hidden, too; remove one of them"
+            );
+            report.error(value.span(), message);
         }
     }
     narrowing

@@ -361,6 +361,7 @@ fn cpuid_never_widens() {
     let message = error("cpuid = 'host,avx=1'", "`avx` cannot be shown to a guest: the state beyond SSE");
     assert_eq!((message.line, message.column, message.width), (5, 15, 5));
     error("cpuid = 'host,svm=k'", "guests cannot have guests");
+    error("cpuid = 'host,sse4_2=1,sse3=0'", "`sse4_2` is built on a feature that this hides");
     error("cpuid = 'host,rdrnd=0'", "did you mean `rdrand`");
     error("cpuid = 'host,nothing_like_it=0'", "no feature of CPUID that is known here");
     error("cpuid = 'host,family=6'", "`family` is a number");

@@ -157,15 +157,18 @@ fn a_dead_vmm_is_a_crash_of_its_guest() {
 }
 
 #[test]
-fn a_guest_that_crashes_at_once_is_not_restarted_for_ever() {
-    let mut world = World::new(vec![config("web", "on_crash='restart'", true)]);
-    for domid in 10..16 {
-        assert!(world.domains.contains_key(&domid), "{domid}");
-        world.end(domid, EndReason::Crash);
-        world.run();
+fn a_guest_that_ends_at_once_is_not_restarted_for_ever() {
+    // A triple fault is a reboot.
+    for reason in [EndReason::Crash, EndReason::Reboot] {
+        let mut world = World::new(vec![config("web", "on_crash='restart'", true)]);
+        for domid in 10..16 {
+            assert!(world.domains.contains_key(&domid), "{domid}");
+            world.end(domid, reason);
+            world.run();
+        }
+        assert!(world.domains.is_empty());
+        assert!(world.has_notice("too often in a row"));
     }
-    assert!(world.domains.is_empty());
-    assert!(world.has_notice("too often in a row"));
     // One that runs for a while each time is.
     let mut world = World::new(vec![config("web", "on_crash='restart'", true)]);
     for domid in 10..30 {

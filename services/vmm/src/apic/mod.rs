@@ -180,6 +180,7 @@ impl Apic {
     }
 
     /// The mode that it is in.
+    #[inline]
     pub fn mode(&self) -> Mode {
         match (self.base & BASE_ENABLED != 0, self.base & BASE_X2APIC != 0) {
             (false, _) => Mode::Disabled,

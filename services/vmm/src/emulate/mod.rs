@@ -23,10 +23,9 @@ mod execute;
 mod tests;
 
 use proto::abi::{VcpuState, groups, seg};
-use proto::toolstack::EndReason;
 
 use crate::inject;
-use crate::machine::{Machine, Outcome, Platform, Vcpu, sentence};
+use crate::machine::{Machine, Outcome, Platform, Vcpu};
 use crate::walk::{Access, EFER_LMA, Fault, Paging};
 use bus::Bus;
 use decode::{CodeSize, INSTRUCTION_MAX, Undecoded, decode};
@@ -128,13 +127,11 @@ impl<P: Platform> Machine<P> {
         let event = state.exit_int_info;
         let is_exception = event & inject::TYPE_MASK == inject::TYPE_EXCEPTION;
         if is_exception && event as u8 == DOUBLE_FAULT {
-            return Outcome::End(
-                EndReason::Crash,
-                sentence(format_args!(
-                    "triple fault: guest-physical address {:#x}, where nothing is (rip {:#x}, cr3 {:#x}, code {:#x})",
-                    state.exit_info2, state.rip, state.cr3, state.exit_info1
-                )),
+            let cause = format_args!(
+                ": guest-physical address {:#x}, where nothing is (code {:#x})",
+                state.exit_info2, state.exit_info1
             );
+            return self.guest.triple_fault(state, cause);
         }
         if self.guest.odd.allows() {
             log::warn!(

@@ -3,12 +3,10 @@
 //! Refused as for any guest that controls no other: ending another domain, and pinning to a CPU.
 //! Sources: Xen public/sched.h, common/sched/core.c (do_sched_op).
 
-use proto::toolstack::EndReason;
-
 use super::{Call, Done, Field};
 use crate::errno::{Answer, Errno};
 use crate::events::Port;
-use crate::machine::{Outcome, Platform, Wait, sentence};
+use crate::machine::{Outcome, Platform, Wait};
 
 const YIELD: u32 = 0;
 const BLOCK: u32 = 1;
@@ -56,19 +54,7 @@ fn block<P: Platform>(call: &mut Call<'_, P>) -> Outcome {
 /// Ends the guest, for the reason that was given in advance if there is one. All numbers are accepted.
 fn shutdown<P: Platform>(call: &mut Call<'_, P>, argument: u64) -> Result<Outcome, Errno> {
     let [reason, ..]: [u8; 4] = call.read(argument)?;
-    let (reason, what) = match *call.guest().shutdown_code.get_or_insert(reason) {
-        0 => (EndReason::PowerOff, "powered off"),
-        1 => (EndReason::Reboot, "asked for a reboot"),
-        2 => (EndReason::Suspend, "suspended itself"),
-        3 => (EndReason::Crash, "reported a crash of its kernel"),
-        4 => (EndReason::Watchdog, "was ended by its watchdog"),
-        5 => (EndReason::SoftReset, "asked for a soft reset"),
-        other => {
-            let what = sentence(format_args!("the guest ended itself for reason {other}, which is none"));
-            return Ok(Outcome::End(EndReason::Crash, what));
-        }
-    };
-    Ok(Outcome::End(reason, sentence(format_args!("the guest {what}"))))
+    Ok(call.guest().shut_down(reason, None))
 }
 
 /// Says in advance why the guest will end; the first reason counts.
