@@ -1,7 +1,8 @@
 //! The guest's time: the parameters by which it turns its TSC into nanoseconds, and the wall clock.
 //!
-//! System time is 0 when the guest starts and follows the TSC at a constant rate, so the parameters are
-//! written once and never change. The VMM computes time by the guest's own formula: neither is ever ahead.
+//! System time is 0 when the guest starts and follows the machine's TSC at a constant rate, so the parameters change only
+//! when a vCPU sets its own TSC ([`crate::tsc`]). The VMM computes time by the guest's own formula: neither is
+//! ever ahead.
 //! Sources: Xen public/xen.h (vcpu_time_info), guest-visible formula of Linux arch/x86/include/asm/pvclock.h.
 
 use crate::memory::Page;
@@ -13,7 +14,21 @@ const TSC_STABLE: u8 = 1;
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Conversion between the guest's TSC and its system time.
+/// The TSC of one vCPU.
+#[derive(Debug, Clone, Copy)]
+pub struct Tsc {
+    /// What it is ahead of the machine's, modulo 2^64.
+    pub offset: u64,
+    /// All vCPUs read the same.
+    pub is_stable: bool,
+}
+
+impl Tsc {
+    /// The machine's own, which all vCPUs begin with.
+    pub const OWN: Self = Self { offset: 0, is_stable: true };
+}
+
+/// Conversion between the machine's TSC and the guest's system time.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     /// TSC when system time was 0.
@@ -73,36 +88,37 @@ impl Clock {
         self.start.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
     }
 
-    /// Fills a vcpu_time_info.
-    pub fn write_time(&self, page: &Page, offset: usize) {
-        // An odd version says that the rest is being written.
-        page.set_u32(offset, 1);
-        page.write(offset + 8, &self.fields());
-        page.set_u32(offset, 2);
+    /// Fills a vcpu_time_info for a vCPU with this TSC.
+    pub fn write_time(&self, page: &Page, offset: usize, tsc: Tsc) {
+        // An odd version says that the rest is being written. Who was in the middle of reading finds another one.
+        let version = page.u32(offset).wrapping_add(1) | 1;
+        page.set_u32(offset, version);
+        page.write(offset + 8, &self.fields(tsc));
+        page.set_u32(offset, version.wrapping_add(1));
     }
 
     /// The fields of vcpu_time_info from `tsc_timestamp` on.
-    fn fields(&self) -> [u8; 24] {
+    fn fields(&self, tsc: Tsc) -> [u8; 24] {
         let mut fields = [0; 24];
         let (timestamp, rest) = fields.split_at_mut(8);
-        timestamp.copy_from_slice(&self.start.to_le_bytes());
+        timestamp.copy_from_slice(&self.start.wrapping_add(tsc.offset).to_le_bytes());
         // System time at the timestamp is 0.
         let (_, rest) = rest.split_at_mut(8);
         let (mul, rest) = rest.split_at_mut(4);
         mul.copy_from_slice(&self.mul.to_le_bytes());
         if let [shift, flags, ..] = rest {
             *shift = self.shift as u8;
-            *flags = TSC_STABLE;
+            *flags = if tsc.is_stable { TSC_STABLE } else { 0 };
         }
         fields
     }
 
-    /// A whole vcpu_time_info (32 bytes), for the area in the guest's own memory.
-    pub fn time_info(&self) -> [u8; 32] {
+    /// A whole vcpu_time_info (32 bytes) of this version, for the area in the guest's own memory.
+    pub fn time_info(&self, version: u32, tsc: Tsc) -> [u8; 32] {
         let mut info = [0; 32];
-        let (version, fields) = info.split_at_mut(8);
-        version.copy_from_slice(&2u64.to_le_bytes());
-        fields.copy_from_slice(&self.fields());
+        let (first, fields) = info.split_at_mut(8);
+        first.copy_from_slice(&u64::from(version).to_le_bytes());
+        fields.copy_from_slice(&self.fields(tsc));
         info
     }
 
@@ -151,7 +167,7 @@ mod tests {
         let memory = fake(1);
         let page = memory.page(crate::memory::Gfn(0)).unwrap();
         let clock = Clock::new(2_000_000, 77);
-        clock.write_time(&page, 32);
+        clock.write_time(&page, 32, Tsc::OWN);
         assert_eq!((page.u32(32), page.u64(40), page.u64(48)), (2, 77, 0));
         // Linux: (10^6 << 32) / mul, shifted back.
         let khz = ((1_000_000u64 << 32) / u64::from(page.u32(56))) << -(page.u8(60) as i8);
@@ -159,7 +175,9 @@ mod tests {
         assert_eq!(page.u8(61), 1);
         let mut info = [0; 32];
         page.read(32, &mut info);
-        assert_eq!(info, clock.time_info());
+        assert_eq!(info, clock.time_info(2, Tsc::OWN));
+        clock.write_time(&page, 32, Tsc { offset: 78u64.wrapping_neg(), is_stable: false });
+        assert_eq!((page.u32(32), page.u64(40), page.u8(61)), (4, u64::MAX, 0));
         clock.write_wall_clock(&page, 1_700_000_000_123_456_789);
         assert_eq!((page.u32(0xc04), page.u32(0xc08), page.u32(0xc0c)), (1_700_000_000, 123_456_789, 0));
     }

@@ -170,6 +170,9 @@ impl<P: Platform> Machine<P> {
     pub fn prepare_entry(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
         self.tick(vcpu);
         self.account_entry(vcpu, || Paging::of(state));
+        if vcpu.has_new_time {
+            self.publish_time(vcpu, &Paging::of(state));
+        }
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
         // One after the other: whatever else is to be injected goes first.

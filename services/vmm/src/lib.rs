@@ -40,6 +40,7 @@ pub mod store;
 mod task_priority;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod tsc;
 pub mod vcpus;
 pub mod walk;
 pub mod watchdog;

@@ -14,7 +14,7 @@ use proto::toolstack::EndReason;
 use rt::time;
 
 use crate::apic::{self, Apic};
-use crate::clock::Clock;
+use crate::clock::{Clock, Tsc};
 use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::events::{Events, Port, VIRQ_TIMER};
@@ -152,7 +152,7 @@ impl Guest {
     pub fn start_time(&mut self, clock: Clock, wall_ns: u64, vcpus: usize) {
         self.clock = clock;
         for (page, offset) in (0..vcpus).filter_map(|vcpu| self.events.time_info(vcpu)) {
-            clock.write_time(&page, offset);
+            clock.write_time(&page, offset, Tsc::OWN);
         }
         if let Some(page) = self.special(special::SHARED_INFO) {
             clock.write_wall_clock(&page, wall_ns);
@@ -226,6 +226,12 @@ pub struct Vcpu {
     pub invalid: (u32, u64),
     /// NB_CFG, which Linux writes and reads back.
     pub nb_cfg: u64,
+    /// What its TSC is ahead of the machine's; its state page has the same.
+    pub tsc_offset: u64,
+    /// Linear address of the vcpu_time_info that it has besides the one of its vcpu_info.
+    pub time_area: Option<u64>,
+    /// That is to be written again.
+    pub has_new_time: bool,
     /// Something changed that [`Machine::prepare_entry`] or the timer depends on.
     pub has_news: bool,
     /// Lengths of the instructions that exited last.
@@ -295,6 +301,9 @@ impl Vcpu {
             offered: None,
             invalid: (0, 0),
             nb_cfg: 0,
+            tsc_offset: 0,
+            time_area: None,
+            has_new_time: false,
             has_news: true,
             lengths: Lengths([(0, 0, 0); LENGTHS]),
             start: None,

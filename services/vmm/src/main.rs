@@ -384,10 +384,12 @@ impl Vmm {
                 self.set_timer();
                 return self.wait();
             }
-            match self.vcpu.start.take() {
-                None => {}
-                Some(Start::Sipi(vector)) => entry::sipi(self.state.get(), vector),
-                Some(Start::State(state)) => *self.state.get() = *state,
+            if let Some(start) = self.vcpu.start.take() {
+                match start {
+                    Start::Sipi(vector) => entry::sipi(self.state.get(), vector),
+                    Start::State(state) => *self.state.get() = *state,
+                }
+                self.machine.start_tsc(&mut self.vcpu, self.state.get());
             }
             self.machine.prepare_entry(&mut self.vcpu, self.state.get());
             self.set_timer();

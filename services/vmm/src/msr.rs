@@ -44,7 +44,7 @@ pub enum Rule {
 
 /// The MSRs that exist: first and last number, in order.
 pub const TABLE: &[(u32, u32, Rule)] = &[
-    // TSC. Writes have no effect: the time stamps of the Xen clock are made for the TSC as it is.
+    // TSC.
     (TSC, TSC, Rule::Own),
     (APIC_BASE, APIC_BASE, Rule::Apic),
     // Microcode level: none that a guest could act upon.
@@ -110,9 +110,9 @@ impl<P: Platform> Machine<P> {
             APIC_BASE => vcpu.apic.base(),
             TSC_DEADLINE => match vcpu.apic.deadline() {
                 0 => 0,
-                deadline => deadline.wrapping_add(state.tsc_offset),
+                deadline => deadline.wrapping_add(vcpu.tsc_offset),
             },
-            TSC => self.platform.tsc().wrapping_add(state.tsc_offset),
+            TSC => self.platform.tsc().wrapping_add(vcpu.tsc_offset),
             PAT => state.pat,
             NB_CFG => vcpu.nb_cfg,
             _ => match rule(msr) {
@@ -144,7 +144,7 @@ impl<P: Platform> Machine<P> {
             TSC_DEADLINE => match value {
                 0 => vcpu.apic.set_deadline(0),
                 // One that wraps to 0 is in the past.
-                value => vcpu.apic.set_deadline(value.wrapping_sub(state.tsc_offset).max(1)),
+                value => vcpu.apic.set_deadline(value.wrapping_sub(vcpu.tsc_offset).max(1)),
             },
             PAT => write_pat(state, value)?,
             NB_CFG => vcpu.nb_cfg = value,
@@ -152,7 +152,7 @@ impl<P: Platform> Machine<P> {
                 self.write_hypercall_page(value)?;
                 self.guest.events.latch(Width::of(state).layout());
             }
-            TSC => {}
+            TSC => self.write_tsc(vcpu, state, value),
             _ => match rule(msr) {
                 Some(Rule::Ignored(_) | Rule::WriteIgnored) => {}
                 _ => return Err(Refused),
@@ -248,7 +248,7 @@ mod tests {
     fn the_deadline_is_in_the_guests_own_tsc() {
         let (mut machine, mut vcpu) = machine();
         let mut state = blank();
-        state.tsc_offset = 1000u64.wrapping_neg();
+        vcpu.tsc_offset = 1000u64.wrapping_neg();
         for (msr, value) in [(APIC_BASE, 0xfee0_0d00), (0x80f, 0x1ff), (0x832, 0x4_0040), (TSC_DEADLINE, 500)]
         {
             assert_eq!(machine.write_msr(&mut vcpu, &mut state, msr, value), Ok(()), "{msr:#x}");

@@ -123,6 +123,7 @@ pub fn run(check: &mut Check, _: &mut Random) {
     wall_clock(check, &timer);
     timers(check, &timer);
     vcpu_timers(check, &timer);
+    own_tsc(check, &timer);
     polls(check, &timer);
     runstates(check, &timer);
     traps::off(UPCALL);
@@ -147,6 +148,30 @@ fn clock(check: &mut Check) {
     let before = now();
     let [_, _, times @ ..] = runstate();
     check.within("the hypervisor's time", before..=now(), times.iter().sum());
+}
+
+/// The guest sets its TSC: it counts from there, and the clock goes on, in the area besides vcpu_info's, too.
+fn own_tsc(check: &mut Check, timer: &Timer) {
+    const TSC: u32 = 0x10;
+    let (area, argument) = (paging::frame() + 0x40, crate::SCRATCH + 0x1600);
+    poke(argument, area);
+    check.equal("register_vcpu_time", 0, hypercall(VCPU_OP, [13, 0, argument, 0, 0]));
+    let own = machine::tsc();
+    for value in [0, 1 << 40, u64::MAX - 1000, 1 << 63] {
+        let (before, version) = (now(), peek(timer.shared_info + TIME) as u32);
+        check.works(format_args!("TSC {value:#x}"), machine::write_msr(TSC, value));
+        check.at_most("ticks since it was set", 1 << 36, machine::tsc().wrapping_sub(value));
+        let read = machine::read_msr(TSC).unwrap_or(0);
+        check.at_most("the same by RDMSR", 1 << 36, read.wrapping_sub(value));
+        check.within("the clock goes on", before..=before + LATE, now());
+        check.equal("version", version.wrapping_add(2), peek(timer.shared_info + TIME) as u32);
+        let both = [1, 2, 3].map(|n| (peek(timer.shared_info + TIME + 8 * n), peek(area + 8 * n)));
+        check.is_true("both areas tell the same", both.iter().all(|(one, other)| one == other));
+        let due = now() + 3 * MS;
+        timer.set(due);
+        comes(check, "a timer after it", due);
+    }
+    check.works("TSC as it was, but for what passed", machine::write_msr(TSC, own));
 }
 
 fn wall_clock(check: &mut Check, timer: &Timer) {

@@ -218,11 +218,11 @@ fn vcpu_areas_and_the_timer() {
     let (mut machine, mut vcpu) = machine();
     assert_eq!(call(&mut machine, &mut vcpu, 24, [10, 0, ARGUMENT], &[5, 0, 64, 0]).0, 0);
     let page = machine.guest.memory.page(Gfn(5)).unwrap();
-    assert_eq!((page.u8(64), page.u32(64 + 32), page.u8(64 + 61)), (1, 2, 1), "pending and time are there");
+    assert_eq!((page.u8(64), page.u32(64 + 32), page.u8(64 + 61)), (1, 4, 1), "pending and time are there");
     assert_eq!(call(&mut machine, &mut vcpu, 24, [10, 1, ARGUMENT], &[5, 0, 64, 0]).0, -2);
     assert_eq!(call(&mut machine, &mut vcpu, 24, [5, 0, ARGUMENT], &[0x9000, 0]).0, 0);
     assert_eq!(call(&mut machine, &mut vcpu, 24, [13, 0, ARGUMENT], &[0x9100, 0]).0, 0);
-    assert_eq!(machine.guest.memory.page(Gfn(9)).unwrap().u32(0x100), 2);
+    assert_eq!((machine.guest.memory.page(Gfn(9)).unwrap().u32(0x100), vcpu.time_area), (2, Some(0x9100)));
     assert_eq!(call(&mut machine, &mut vcpu, 24, [7, 0, 0], &[]).0, -38);
     assert_eq!(call(&mut machine, &mut vcpu, 15, [5000, 0, 0], &[]).0, 0);
     assert!((5000..5100).contains(&machine.guest.clock.ns(vcpu.timer)));

@@ -101,10 +101,11 @@ fn serve<P: Platform>(call: &mut Call<'_, P>, operation: u32, id: u32, argument:
         // Only vCPUs that are pinned for good have one.
         GET_PHYSID => return Err(Errno::Invalid),
         REGISTER_TIME => {
-            // The parameters never change: this is the only time that they are written.
             let area = handle(call, argument)?;
-            let info = call.guest().clock.time_info();
+            let tsc = call.machine.tsc_of(call.vcpu, id);
+            let info = call.guest().clock.time_info(2, tsc);
             let _ = call.write(area, &info);
+            call.target(id)?.time_area = Some(area);
         }
         _ => return Err(Errno::NoSys),
     }
@@ -199,8 +200,9 @@ fn register_vcpu_info<P: Platform>(call: &mut Call<'_, P>, id: u32, argument: u6
     let page = call.guest().memory.page(gfn).ok_or(Errno::Invalid)?;
     call.guest().events.register_vcpu_info(id as usize, page, offset)?;
     // Whatever this page held before, the time in it is the guest's.
+    let tsc = call.machine.tsc_of(call.vcpu, id);
     if let Some((page, offset)) = call.guest().events.time_info(id as usize) {
-        call.guest().clock.write_time(&page, offset);
+        call.guest().clock.write_time(&page, offset, tsc);
     }
     Ok(())
 }
