@@ -2,27 +2,27 @@
 //!
 //! Input: the mode, whether it writes, which address, the registers, then up to 15 bytes of code. What must hold: the
 //! guest goes on, gets a fault, or ends with a sentence.
-#![no_main]
 
-use fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use proto::abi::groups;
 use vmm::entry::blank;
 use vmm::machine::Outcome;
 use vmm::memory::GuestPhys;
 use vmm::testing::{machine, recycle};
 
+use crate::Input;
+
 const NESTED_FAULT: u64 = 0x400;
 const CODE: u64 = 0x1000;
 /// Exits of one instruction: what is not stored is asked for, and repetitions go element by element.
 const EXITS_MAX: usize = 64;
 
-fuzz_target!(|bytes: &[u8]| {
-    run(&mut Input::new(bytes));
+/// Runs one input, and panics where something does not hold.
+pub fn run(bytes: &[u8]) {
+    steps(&mut Input::new(bytes));
     recycle();
-});
+}
 
-fn run(input: &mut Input<'_>) {
+fn steps(input: &mut Input<'_>) {
     let (mut machine, mut vcpu) = machine();
     let mut state = blank();
     let mode = input.u8();

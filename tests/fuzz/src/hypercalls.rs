@@ -2,30 +2,29 @@
 //!
 //! Input: steps, each of which writes memory, sets registers, or exits. What must hold: an end is one of those that
 //! a guest can cause, and a call that goes on for ever makes progress in between.
-#![no_main]
 
-use fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use proto::abi::gpr;
 use vmm::entry::blank;
 use vmm::machine::Outcome;
 use vmm::memory::GuestPhys;
 use vmm::testing::{machine, recycle};
 
+use crate::Input;
+
 const R10: usize = 10;
 const VMMCALL: u64 = 0x81;
-const EXITS: [u64; 12] =
-    [0x72, 0x78, 0x7b, 0x7c, 0x77, 0x64, 0x60, 0x400, 0x7f, 0x8d, 0x76, 0xffff_ffff];
+const EXITS: [u64; 12] = [0x72, 0x78, 0x7b, 0x7c, 0x77, 0x64, 0x60, 0x400, 0x7f, 0x8d, 0x76, 0xffff_ffff];
 const ARGUMENT: u64 = 0x8000;
 /// Entries that one call may take.
 const ENTRIES_MAX: u32 = 100_000;
 
-fuzz_target!(|bytes: &[u8]| {
-    run(&mut Input::new(bytes));
+/// Runs one input, and panics where something does not hold.
+pub fn run(bytes: &[u8]) {
+    steps(&mut Input::new(bytes));
     recycle();
-});
+}
 
-fn run(input: &mut Input<'_>) {
+fn steps(input: &mut Input<'_>) {
     let (mut machine, mut vcpu) = machine();
     let mut state = blank();
     set_mode(&mut state, 0);

@@ -1,16 +1,15 @@
 //! A kernel file as bzImage: found, unpacked, and what comes out parsed.
 //!
 //! Input: a file; or, where it has no header, a payload that gets a sound one, so that the decoders are reached.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use vmm::loader::bzimage::extract_elf_limited;
 use vmm::loader::image::Image;
 
 const LIMIT: u64 = 4 << 20;
 const SECTOR: usize = 512;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs one input, and panics where something does not hold.
+pub fn run(bytes: &[u8]) {
     let has_header = bytes.get(0x202..0x206) == Some(b"HdrS") || bytes.starts_with(b"\x7fELF");
     let wrapped;
     let file = if has_header {
@@ -23,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(elf.len() as u64 <= LIMIT || elf.len() == file.len());
         let _ = Image::parse(&elf);
     }
-});
+}
 
 /// A bzImage of boot protocol 2.15 with this payload.
 fn wrap(payload: &[u8]) -> Vec<u8> {

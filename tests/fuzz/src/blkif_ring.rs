@@ -1,27 +1,27 @@
 //! A disk's ring, grant table and state changes as a guest pleases, between it and a backend that behaves.
 //!
 //! Input: steps. What must hold: every transfer that reaches the backend lies in the pool and the volume.
-#![no_main]
 
-use fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use proto::blk::{self, Blk, Direction, IN_FLIGHT_MAX, Request, Response};
 use rt::channel::Server;
 use vmm::blk::Disk;
 use vmm::memory::{Gfn, Page};
 use vmm::testing::{channel_with_pool, guest, permit, recycle};
 
+use crate::Input;
+
 const RING_GRANT: u32 = 8;
 const RING_GFN: u64 = 2;
 const SECTORS: u64 = 4096;
 const ENTRIES: u32 = 32;
 
-fuzz_target!(|bytes: &[u8]| {
-    run(&mut Input::new(bytes));
+/// Runs one input, and panics where something does not hold.
+pub fn run(bytes: &[u8]) {
+    steps(&mut Input::new(bytes));
     recycle();
-});
+}
 
-fn run(input: &mut Input<'_>) {
+fn steps(input: &mut Input<'_>) {
     let mut guest = guest();
     permit(&guest.memory, RING_GRANT, RING_GFN as u32, false);
     for page in 16..60 {

@@ -1,10 +1,7 @@
 //! An interface's two rings, grant table and state changes as a guest pleases, and frames for it.
 //!
 //! Input: steps. What must hold: every frame that reaches netback lies in the sending half of the pool.
-#![no_main]
 
-use fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use proto::net::{Checksum, Frame, Net, Offloads, POOL_SIZE, RECEIVE_BASE, Request, Response, Segments};
 use rt::channel::Server;
 use vmm::machine::Guest;
@@ -12,16 +9,19 @@ use vmm::memory::{Gfn, Page};
 use vmm::net::{Nodes, Vif};
 use vmm::testing::{channel_with_pool, guest, permit, recycle};
 
+use crate::Input;
+
 const TX: u64 = 8;
 const RX: u64 = 9;
 const ENTRIES: u32 = 256;
 
-fuzz_target!(|bytes: &[u8]| {
-    run(&mut Input::new(bytes));
+/// Runs one input, and panics where something does not hold.
+pub fn run(bytes: &[u8]) {
+    steps(&mut Input::new(bytes));
     recycle();
-});
+}
 
-fn run(input: &mut Input<'_>) {
+fn steps(input: &mut Input<'_>) {
     let mut guest = guest();
     for page in 8..60 {
         permit(&guest.memory, page, page, page % 8 == 7);

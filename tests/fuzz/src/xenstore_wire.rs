@@ -3,22 +3,22 @@
 //! Input: for each message a byte for channel and role, the operation, the transaction, the payload's length,
 //! the payload. Whatever they are, each is answered once, answers fit the wire, quotas hold, and the guests'
 //! end leaves nothing of them.
-#![no_main]
 
-use fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use proto::text::Bytes;
 use proto::xenstore::{Message, PAYLOAD_MAX, Role};
 use xenstore::Store;
 use xenstore::quota::Limits;
 use xenstore::wire::Request;
 
+use crate::Input;
+
 const TOOLS: u32 = 1;
 const GUESTS: [u32; 2] = [2, 3];
 /// Operation of a watch's event.
 const WATCH_EVENT: u32 = 15;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs one input, and panics where something does not hold.
+pub fn run(bytes: &[u8]) {
     let mut store = Store::new(Limits { nodes: 40, watches: 8, transactions: 3, ..Limits::default() });
     store.attach(TOOLS, 4, true).unwrap();
     for channel in GUESTS {
@@ -67,7 +67,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     assert!(answers.iter().any(|answer| &answer.payload[..] == b"fine"), "{answers:?}");
     let _ = store.take_violations();
-});
+}
 
 fn message(role: Role, op: u32, tx: u32, payload: &[u8]) -> Message {
     Message { role, op, id: 9, tx, payload: Bytes::truncated(payload) }
