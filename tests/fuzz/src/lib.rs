@@ -1,6 +1,7 @@
-//! The fuzz targets: each is a function over bytes, which `libfuzzer/` gives to libFuzzer.
+//! The fuzz targets: each is a function over bytes, so that libFuzzer and the usual tests run the same.
 //!
-//! What they share is reading choices and numbers out of the bytes.
+//! `libfuzzer/` gives them to libFuzzer, `tests/corpus.rs` the committed inputs. What they share is reading choices
+//! and numbers out of the bytes.
 #![allow(clippy::unwrap_used, reason = "test code; a panic is a finding")]
 
 pub mod blkif_ring;
