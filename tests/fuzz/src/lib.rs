@@ -1,4 +1,30 @@
-//! What the fuzz targets share: reading choices and numbers out of the fuzzer's bytes.
+//! The fuzz targets: each is a function over bytes, so that libFuzzer and the usual tests run the same.
+//!
+//! `libfuzzer/` gives them to libFuzzer, `tests/corpus.rs` the committed inputs. What they share is reading choices
+//! and numbers out of the bytes.
+#![allow(clippy::unwrap_used, reason = "test code; a panic is a finding")]
+
+pub mod blkif_ring;
+pub mod emulator;
+pub mod hypercalls;
+pub mod loader_bzimage;
+pub mod loader_elf;
+pub mod netif_ring;
+pub mod xenstore_wire;
+
+/// A target's name, and what runs one input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target. The name is also that of its program and of its folders of inputs.
+pub const TARGETS: [Target; 7] = [
+    ("loader_elf", loader_elf::run),
+    ("loader_bzimage", loader_bzimage::run),
+    ("xenstore_wire", xenstore_wire::run),
+    ("blkif_ring", blkif_ring::run),
+    ("netif_ring", netif_ring::run),
+    ("emulator", emulator::run),
+    ("hypercalls", hypercalls::run),
+];
 
 /// The fuzzer's bytes, taken from the front; at their end everything is 0.
 #[derive(Debug)]

@@ -1,0 +1,4 @@
+//! [`fuzz::hypercalls`] under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::hypercalls::run(bytes));
