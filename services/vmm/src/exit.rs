@@ -11,6 +11,7 @@
 //! | INTR, NMI, SMI, INIT | nothing | the machine's; the kernel's matter |
 //! | RDPMC | #GP | no counters are shown |
 //! | CPUID, MSR, IOIO, VMMCALL, NPF | [`crate::cpuid`], [`crate::msr`], [`crate::ports`], [`hypercall`], below | |
+//! | IRET, while an NMI is in service | it goes on; the next NMI may come | [`crate::nmi`] |
 //! | INVD, WBINVD | nothing | caches are coherent for a guest without devices of its own |
 //! | PAUSE | its turn is over | |
 //! | HLT | waits for an interrupt; with interrupts off the vCPU is down | as Xen's hvm_vcpu_down |
@@ -19,7 +20,7 @@
 //! | INVALID | #GP; the same again 64 times: the guest ends | QEMU's answer to a reserved CR bit |
 //! | all others | the guest ends | the kernel does not ask for them |
 //!
-//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, IRET, PUSHF, INVLPG, CR accesses but CR8, task
+//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, PUSHF, INVLPG, CR accesses but CR8, task
 //! switches, ICEBP, FERR_FREEZE: what they change is in the VMCB, and an interrupt ends what takes long.
 //! Source: AMD64 APM vol. 2, appendix C (exit codes), chapter 15.
 
@@ -47,6 +48,7 @@ const SMI: u32 = 0x62;
 const VINTR: u32 = 0x64;
 const RDPMC: u32 = 0x6f;
 const CPUID: u32 = 0x72;
+const IRET: u32 = 0x74;
 const INVD: u32 = 0x76;
 const PAUSE: u32 = 0x77;
 const HLT: u32 = 0x78;
@@ -129,6 +131,7 @@ impl<P: Platform> Machine<P> {
             ALIGNMENT_CHECK => inject::alignment_check(state),
             VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=RDPRU => inject::invalid_opcode(state),
             RDPMC => inject::general_protection(state),
+            IRET => vcpu.leave_nmi(state),
             NPF => return self.nested_fault(vcpu, state),
             SHUTDOWN => return self.guest.triple_fault(state, format_args!("")),
             INVALID => return invalid_state(vcpu, state, invalid),
@@ -176,12 +179,12 @@ impl<P: Platform> Machine<P> {
         // The guest may have taken it and been left for a signal, without an exit.
         Self::take_offered(vcpu, state);
         // One after the other: whatever else is to be injected goes first.
-        if vcpu.apic.has_command() && state.inject == 0 && vcpu.apic.take_nmi() {
-            inject::nmi(state);
+        if vcpu.apic.has_command() && state.inject == 0 {
+            self.offer_nmi(vcpu, state);
         }
         let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
         vcpu.offered = vcpu.apic.next();
-        vcpu.has_news = vcpu.offered.is_some();
+        vcpu.has_news = vcpu.offered.is_some() || vcpu.nmi.look_at() != 0;
         let Some(vector) = vcpu.offered.or(upcall) else {
             state.interrupt = 0;
             return;
@@ -294,7 +297,7 @@ impl<P: Platform> Machine<P> {
         let is_instruction = matches!(
             state.exit_code as u32,
             CR8_READ | CR8_WRITE | DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU
-        ) && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
+        ) && !matches!(state.exit_code as u32, IRET | IOIO | SHUTDOWN);
         if !is_instruction {
             return false;
         }

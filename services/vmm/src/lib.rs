@@ -32,6 +32,7 @@ pub mod machine;
 pub mod memory;
 pub mod msr;
 pub mod net;
+pub mod nmi;
 pub mod ports;
 pub mod reservation;
 pub mod runstate;
