@@ -16,6 +16,7 @@ pub mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod debug;
+pub mod deliver;
 pub mod devices;
 pub mod emulate;
 pub mod entry;
