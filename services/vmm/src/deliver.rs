@@ -1,7 +1,8 @@
 //! What is delivered to a vCPU: offered or injected before it is entered, and what became of it by the next exit.
 //!
 //! External interrupts are virtual interrupts, which the processor takes when the guest lets them in; exceptions and
-//! NMIs ([`crate::nmi`]) are injected. One that the exit broke off is due again. Sources: AMD64 APM vol. 2, 15.20 and 15.21.
+//! NMIs ([`crate::nmi`]) are injected. One that the exit broke off is due again.
+//! Sources: AMD64 APM vol. 2, 15.20 and 15.21.
 
 use proto::abi::{INTERRUPT_PENDING, VcpuState};
 use proto::counters as count;
