@@ -471,8 +471,10 @@ pub mod groups {
     pub const DEBUG: u32 = 16;
     /// `dr6`.
     pub const DR6: u32 = 32;
+    /// `intercept_iret` (load only).
+    pub const IRET: u32 = 64;
     /// Everything.
-    pub const ALL: u32 = 63;
+    pub const ALL: u32 = 127;
 }
 
 /// A segment register as SVM keeps it: `attributes` is the descriptor's bits 40-47 and 52-55 squeezed
@@ -581,6 +583,8 @@ pub struct VcpuState {
     pub tsc_offset: u64,
     /// DR0 to DR3. The guest reads them from the processor; its writes, and those of DR7, are exits.
     pub debug: [u64; 4],
+    /// Not 0: IRET is an exit, before it is executed.
+    pub intercept_iret: u64,
 }
 
 const _: () = assert!(size_of::<VcpuState>() <= PAGE_SIZE as usize);

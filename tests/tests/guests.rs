@@ -63,7 +63,7 @@ fn config(mode: &Mode, dir: &Path) -> ConfigFile {
     let Mode { name, memory_mib, more } = mode;
     let text = format!(
         "name = \"{name}\"\ntype = \"pvh\"\nkernel = \"{}\"\ncmdline = \"mode={name}\"\nmemory = {memory_mib}\n\
-         on_crash = \"destroy\"\n{more}",
+         on_crash = \"destroy\"\non_reboot = \"destroy\"\n{more}",
         test_guest().display(),
     );
     ConfigFile { name: format!("{name}.cfg"), text, dir: dir.to_path_buf() }

@@ -29,7 +29,7 @@ fn tester(mode: &str, dir: &Path) -> ConfigFile {
     let seed = std::env::var("SEED").unwrap_or_default();
     let text = format!(
         "name = \"{mode}\"\ntype = \"pvh\"\nkernel = \"{}\"\ncmdline = \"mode={mode} seed={seed}\"\nmemory = 32\n\
-         on_crash = \"destroy\"\n",
+         on_crash = \"destroy\"\non_reboot = \"destroy\"\n",
         test_guest().display()
     );
     ConfigFile { name: format!("{mode}.cfg"), text, dir: dir.to_path_buf() }

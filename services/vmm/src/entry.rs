@@ -123,6 +123,7 @@ pub fn blank() -> VcpuState {
         sysenter_eip: 0,
         pat: PAT_RESET,
         tsc_offset: 0,
+        intercept_iret: 0,
         debug: [0; 4],
     }
 }

@@ -11,6 +11,7 @@
 //! | INTR, NMI, SMI, INIT | nothing | the machine's; the kernel's matter |
 //! | RDPMC | #GP | no counters are shown |
 //! | CPUID, MSR, IOIO, VMMCALL, NPF | [`crate::cpuid`], [`crate::msr`], [`crate::ports`], [`hypercall`], below | |
+//! | IRET, while an NMI is in service | it goes on; the next NMI may come | [`crate::nmi`] |
 //! | INVD, WBINVD | nothing | caches are coherent for a guest without devices of its own |
 //! | PAUSE | its turn is over | |
 //! | HLT | waits for an interrupt; with interrupts off the vCPU is down | as Xen's hvm_vcpu_down |
@@ -19,11 +20,11 @@
 //! | INVALID | #GP; the same again 64 times: the guest ends | QEMU's answer to a reserved CR bit |
 //! | all others | the guest ends | the kernel does not ask for them |
 //!
-//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, IRET, PUSHF, INVLPG, CR accesses but CR8, task
+//! Not intercepted: RDTSC and RDTSCP (TSC_AUX is a constant 0), INT n, PUSHF, INVLPG, CR accesses but CR8, task
 //! switches, ICEBP, FERR_FREEZE: what they change is in the VMCB, and an interrupt ends what takes long.
 //! Source: AMD64 APM vol. 2, appendix C (exit codes), chapter 15.
 
-use proto::abi::{INTERRUPT_PENDING, VcpuState, gpr, groups, seg};
+use proto::abi::{VcpuState, gpr, groups, seg};
 use proto::counters as count;
 use proto::toolstack::EndReason;
 use rt::counters;
@@ -47,6 +48,7 @@ const SMI: u32 = 0x62;
 const VINTR: u32 = 0x64;
 const RDPMC: u32 = 0x6f;
 const CPUID: u32 = 0x72;
+const IRET: u32 = 0x74;
 const INVD: u32 = 0x76;
 const PAUSE: u32 = 0x77;
 const HLT: u32 = 0x78;
@@ -69,7 +71,6 @@ const RFLAGS_IF: u64 = 1 << 9;
 const INSTRUCTION_MAX: usize = 15;
 /// So often the same state may be invalid: a guest may try the same bad write in a loop, but not for ever.
 const INVALID_MAX: u32 = 64;
-const HLT_OPCODE: u8 = 0xf4;
 /// CS attribute L.
 pub(crate) const CODE_64: u32 = 1 << 9;
 
@@ -129,76 +130,13 @@ impl<P: Platform> Machine<P> {
             ALIGNMENT_CHECK => inject::alignment_check(state),
             VMRUN | VMLOAD..=SKINIT | INVLPGA | MONITOR..=RDPRU => inject::invalid_opcode(state),
             RDPMC => inject::general_protection(state),
+            IRET => vcpu.leave_nmi(state),
             NPF => return self.nested_fault(vcpu, state),
             SHUTDOWN => return self.guest.triple_fault(state, format_args!("")),
             INVALID => return invalid_state(vcpu, state, invalid),
             _ => return crash(format_args!("unexpected exit {code:#x}, rip {:#x}", state.rip)),
         }
         Outcome::Run
-    }
-
-    /// The local APIC's vector that was offered is in service if the guest took it.
-    fn take_offered(vcpu: &mut Vcpu, state: &VcpuState) {
-        if let Some(vector) = vcpu.offered.take()
-            && state.interrupt & INTERRUPT_PENDING == 0
-        {
-            vcpu.apic.accept(vector);
-        }
-    }
-
-    /// What is to be done with the events that were on their way when the exit came.
-    #[inline(never)]
-    fn take_events(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
-        Self::take_offered(vcpu, state);
-        let event = state.exit_int_info;
-        if !inject::is_valid(event) {
-            return;
-        }
-        let vector = event as u8;
-        match event & inject::TYPE_MASK {
-            // The upcall stays due by itself while it is pending; only the local APIC's have to be kept.
-            inject::TYPE_INTERRUPT if self.guest.callback == Some(vector) => {}
-            inject::TYPE_INTERRUPT => vcpu.apic.retract(vector),
-            // The instruction raises it again.
-            inject::TYPE_SOFTWARE => {}
-            _ => state.inject = event,
-        }
-    }
-
-    /// Offers the vCPU the interrupt that is due, before it is entered; needed again only when the machine
-    /// [is not settled](Self::is_settled).
-    pub fn prepare_entry(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState) {
-        self.tick(vcpu);
-        self.account_entry(vcpu, || Paging::of(state));
-        if vcpu.has_new_time {
-            self.publish_time(vcpu, &Paging::of(state));
-        }
-        // The guest may have taken it and been left for a signal, without an exit.
-        Self::take_offered(vcpu, state);
-        // One after the other: whatever else is to be injected goes first.
-        if vcpu.apic.has_command() && state.inject == 0 && vcpu.apic.take_nmi() {
-            inject::nmi(state);
-        }
-        let upcall = self.guest.callback.filter(|_| self.guest.events.has_upcall(vcpu.id as usize));
-        vcpu.offered = vcpu.apic.next();
-        vcpu.has_news = vcpu.offered.is_some();
-        let Some(vector) = vcpu.offered.or(upcall) else {
-            state.interrupt = 0;
-            return;
-        };
-        if state.interrupt & INTERRUPT_PENDING == 0 {
-            counters::inc(count::INTERRUPTS_INJECTED);
-        }
-        state.interrupt = u32::from(vector) | INTERRUPT_PENDING;
-        // Between STI and HLT: some processors (QEMU's) would deliver here, and the HLT would then sleep
-        // through what it was to wait for. The HLT counts as done.
-        if state.interrupt_shadow != 0 {
-            let mut opcode = [0];
-            let is_read = Paging::of(state).read(&self.guest.memory, state.rip, &mut opcode);
-            if is_read.is_ok() && opcode == [HLT_OPCODE] {
-                inject::finish_at(state, state.rip.wrapping_add(1));
-            }
-        }
     }
 
     #[inline]
@@ -294,7 +232,7 @@ impl<P: Platform> Machine<P> {
         let is_instruction = matches!(
             state.exit_code as u32,
             CR8_READ | CR8_WRITE | DR_WRITE_FIRST..=DR_WRITE_LAST | RDPMC..=RDPRU
-        ) && !matches!(state.exit_code as u32, IOIO | SHUTDOWN);
+        ) && !matches!(state.exit_code as u32, IRET | IOIO | SHUTDOWN);
         if !is_instruction {
             return false;
         }
@@ -365,6 +303,7 @@ mod tests {
     use crate::memory::GuestPhys;
     use crate::testing::machine;
     use proptest::prelude::*;
+    use proto::abi::INTERRUPT_PENDING;
 
     fn exit(code: u32) -> VcpuState {
         let mut state = blank();
@@ -407,56 +346,6 @@ mod tests {
         assert_eq!(state.interrupt, 0xf3 | INTERRUPT_PENDING);
     }
 
-    #[test]
-    fn an_interrupt_due_between_sti_and_hlt_ends_the_hlt() {
-        let (mut machine, mut vcpu) = machine();
-        machine.guest.memory.write(GuestPhys(0x5000), &[0xf4]).unwrap();
-        let mut state = exit(INTR);
-        state.interrupt_shadow = 1;
-        machine.prepare_entry(&mut vcpu, &mut state);
-        assert_eq!((state.rip, state.interrupt), (0x5000, 0));
-        machine.guest.callback = Some(0xf3);
-        let port = machine.guest.events.bind_ipi(0).unwrap();
-        machine.guest.events.send(port).unwrap();
-        machine.prepare_entry(&mut vcpu, &mut state);
-        assert_eq!((state.rip, state.interrupt_shadow), (0x5001, 0));
-    }
-
-    #[test]
-    fn a_local_apic_interrupt_is_accepted_when_the_guest_took_it_and_kept_when_delivery_broke() {
-        let (mut machine, mut vcpu) = machine();
-        let mut state = exit(INTR);
-        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
-            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
-        }
-        machine.prepare_entry(&mut vcpu, &mut state);
-        assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
-        machine.handle_exit(&mut vcpu, &mut state);
-        assert_eq!(vcpu.apic.next(), Some(0xf6), "still pending: not taken");
-        machine.prepare_entry(&mut vcpu, &mut state);
-        state.interrupt = 0xf6;
-        state.exit_int_info = 0x8000_00f6;
-        machine.handle_exit(&mut vcpu, &mut state);
-        assert_eq!(vcpu.apic.next(), Some(0xf6), "delivery was interrupted");
-        machine.prepare_entry(&mut vcpu, &mut state);
-        (state.interrupt, state.exit_int_info) = (0xf6, 0);
-        machine.handle_exit(&mut vcpu, &mut state);
-        assert_eq!(vcpu.apic.next(), None);
-    }
-
-    #[test]
-    fn interrupted_exceptions_are_injected_again() {
-        let (mut machine, mut vcpu) = machine();
-        let mut state = exit(VINTR);
-        state.exit_int_info = 0x5_8000_0b0e;
-        machine.handle_exit(&mut vcpu, &mut state);
-        assert_eq!(state.inject, 0x5_8000_0b0e);
-        state.inject = 0;
-        state.exit_int_info = 0x8000_0480;
-        machine.handle_exit(&mut vcpu, &mut state);
-        assert_eq!(state.inject, 0, "INT n is executed again");
-    }
-
     /// Every exit was followed by a look at devices, timer and interrupts; one that changes only registers
     /// must not be, and any other one must.
     #[test]
@@ -495,21 +384,6 @@ mod tests {
         (state.exit_info1, state.gprs[gpr::RCX], state.gprs[gpr::RAX]) = (1, 0x83f, 0xf6);
         machine.handle_exit(&mut vcpu, &mut state);
         assert!(!machine.is_settled(&vcpu), "a local APIC interrupt");
-    }
-
-    /// The interrupt was offered twice when the guest had taken it and a signal ended its turn.
-    #[test]
-    fn an_interrupt_taken_before_a_signal_is_not_offered_again() {
-        let (mut machine, mut vcpu) = machine();
-        let mut state = exit(INTR);
-        for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83f, 0xf6)] {
-            machine.write_msr(&mut vcpu, &mut state, msr, value).unwrap();
-        }
-        machine.prepare_entry(&mut vcpu, &mut state);
-        assert_eq!(state.interrupt, 0xf6 | INTERRUPT_PENDING);
-        state.interrupt = 0xf6;
-        machine.prepare_entry(&mut vcpu, &mut state);
-        assert_eq!((state.interrupt, vcpu.apic.next()), (0, None));
     }
 
     /// INVLPGA and RDPMC, which the kernel intercepts, ended the guest.

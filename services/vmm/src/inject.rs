@@ -63,7 +63,7 @@ pub fn stack_fault(state: &mut VcpuState) {
     state.inject = VALID | HAS_CODE | TYPE_EXCEPTION | STACK_FAULT;
 }
 
-/// A non-maskable interrupt. The processor is not asked when the guest's handler ends, so that another one may come before.
+/// A non-maskable interrupt; [`crate::nmi`] says when.
 pub fn nmi(state: &mut VcpuState) {
     state.inject = VALID | TYPE_NMI | NMI;
 }

@@ -23,6 +23,7 @@ use crate::hypercall::Params;
 use crate::limiter::Limiter;
 use crate::loader::place::special;
 use crate::memory::{GFN_END, Gfn, GuestMemory, Page};
+use crate::nmi::Nmi;
 use crate::runstate::{Meter, Runstate, State};
 use crate::vcpus::Parked;
 use crate::watchdog::Watchdogs;
@@ -224,6 +225,8 @@ pub struct Vcpu {
     pub offered: Option<u8>,
     /// Exits in a row for the same invalid state, and what it was.
     pub invalid: (u32, u64),
+    /// Its NMI.
+    pub nmi: Nmi,
     /// NB_CFG, which Linux writes and reads back.
     pub nb_cfg: u64,
     /// What its TSC is ahead of the machine's; its state page has the same.
@@ -300,6 +303,7 @@ impl Vcpu {
             prepared: None,
             offered: None,
             invalid: (0, 0),
+            nmi: Nmi::None,
             nb_cfg: 0,
             tsc_offset: 0,
             time_area: None,
@@ -408,7 +412,7 @@ impl<P: Platform> Machine<P> {
     pub(crate) fn has_interrupt(&self, vcpu: &Vcpu) -> bool {
         self.guest.callback.is_some() && self.guest.events.has_upcall(vcpu.id as usize)
             || vcpu.apic.next().is_some()
-            || vcpu.apic.has_command()
+            || vcpu.apic.has_command() && vcpu.nmi != Nmi::InService
     }
 
     /// The present, as the local APIC needs it.
@@ -467,10 +471,16 @@ impl<P: Platform> Machine<P> {
         self.guest.events.kicks == 0 && !self.guest.events.has_news() && !vcpu.has_news
     }
 
-    /// The TSC at which the vCPU needs [`Self::tick`] or [`Self::wakes`], or a device its turn; 0: never.
+    /// The TSC at which the vCPU that runs needs [`Self::tick`] or [`Self::wakes`], or a device its turn; 0: never.
     #[inline]
     pub fn deadline(&self, vcpu: &Vcpu) -> u64 {
-        let earlier = |a: u64, b: u64| if a == 0 || b == 0 { a | b } else { a.min(b) };
+        let nmi = if vcpu.wait == Wait::None { vcpu.nmi.look_at() } else { 0 };
+        earlier(self.deadline_parked(vcpu), nmi)
+    }
+
+    /// The same for one that is parked.
+    #[inline]
+    pub(crate) fn deadline_parked(&self, vcpu: &Vcpu) -> u64 {
         let poll = match vcpu.wait {
             Wait::Poll { until_ns, .. } if until_ns != 0 => self.guest.clock.tsc(until_ns),
             _ => 0,
@@ -479,6 +489,12 @@ impl<P: Platform> Machine<P> {
         let own = earlier(earlier(earlier(vcpu.timer, vcpu.apic.due()), poll), periodic);
         earlier(earlier(own, self.guest.events.held_until), self.guest.watchdogs.due())
     }
+}
+
+/// The earlier of two times, of which 0 is none.
+#[inline]
+pub(crate) fn earlier(a: u64, b: u64) -> u64 {
+    if a == 0 || b == 0 { a | b } else { a.min(b) }
 }
 
 /// Cuts a sentence to what a message holds.

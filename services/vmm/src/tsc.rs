@@ -1,8 +1,8 @@
 //! The time stamp counter where a guest sets it: what its vCPUs read is the machine's and an offset of their own.
 //!
-//! A guest's clock goes on all the same, since its parameters are told in the TSC that the vCPU reads; they are told again
-//! after each write. The flag that says "the same on all vCPUs" is taken back while offsets differ. A vCPU that starts
-//! has the first one's TSC. TSC_ADJUST is not offered.
+//! A guest's clock goes on all the same, since its parameters are told in the TSC that the vCPU reads; they are told
+//! again after each write. The flag that says "the same on all vCPUs" is taken back while offsets differ. A vCPU that
+//! starts has the first one's TSC. TSC_ADJUST is not offered.
 //! Sources: Xen's hvm_set_guest_tsc, hvm_vcpu_reset_state (arch/x86/hvm/hvm.c), __update_vcpu_system_time
 //! (arch/x86/time.c); Intel SDM vol. 3, 10.5.4.1 for a deadline, which is a value of that TSC.
 

@@ -9,7 +9,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::apic::{Command, Delivery};
-use crate::machine::{Machine, Platform, Start, Vcpu, Wait};
+use crate::machine::{Machine, Platform, Start, Vcpu, Wait, earlier};
+use crate::nmi::Nmi;
 
 /// The vCPUs whose turn it is not, by number. A guest with one vCPU has none.
 #[derive(Debug, Default)]
@@ -92,8 +93,8 @@ impl<P: Platform> Machine<P> {
 
     /// The TSC at which this vCPU or a parked one needs to be looked at, see [`Self::deadline`]; 0: never.
     pub fn deadline_of_all(&self, running: &Vcpu) -> u64 {
-        let others = self.parked.iter().map(|vcpu| self.deadline(vcpu));
-        others.fold(self.deadline(running), |a, b| if a == 0 || b == 0 { a | b } else { a.min(b) })
+        let others = self.parked.iter().map(|vcpu| self.deadline_parked(vcpu));
+        others.fold(self.deadline(running), earlier)
     }
 
     /// Brings an interprocessor interrupt to whom it is for.
@@ -135,7 +136,7 @@ impl Vcpu {
         self.apic.reset();
         (self.wait, self.start, self.prepared) = (Wait::Start, None, None);
         self.is_initialised = false;
-        (self.offered, self.invalid, self.has_news) = (None, (0, 0), true);
+        (self.offered, self.invalid, self.has_news, self.nmi) = (None, (0, 0), true, Nmi::None);
     }
 
     /// Lets it start if it waits for that; one that is up is left alone.

@@ -196,7 +196,36 @@ fn priorities(check: &mut Check) {
     write(ICR, TO_SELF | 0x400);
     let_interrupts_in();
     check.at_most("an NMI to oneself comes once", 1, traps::count(2) - before);
+    nested_nmis(check);
     traps::off(2);
+}
+
+/// NMIs that come in the handler of one wait for its end, and are one. Handlers that run, and the most of them at once.
+fn nested_nmis(check: &mut Check) {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    static MOST: AtomicU64 = AtomicU64::new(0);
+    let before = traps::count(2);
+    traps::on(2, |_| {
+        let depth = NOW.fetch_add(1, Ordering::Relaxed) + 1;
+        MOST.fetch_max(depth, Ordering::Relaxed);
+        if MOST.load(Ordering::Relaxed) == 1 && RUNS.fetch_add(1, Ordering::Relaxed) < 3 {
+            for _ in 0..3 {
+                write(ICR, TO_SELF | 0x400);
+                cpuid(0, 0);
+            }
+        }
+        NOW.fetch_sub(1, Ordering::Relaxed);
+    });
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    write(ICR, TO_SELF | 0x400);
+    // Without an exit: it comes by itself.
+    let start = tsc();
+    while traps::count(2) - before < 4 && tsc() - start < 1 << 33 {}
+    for _ in 0..100 {
+        cpuid(0, 0);
+    }
+    check.equal("NMIs, three of them sent from handlers", 4, traps::count(2) - before);
+    check.equal("handlers at once", 1, MOST.load(Ordering::Relaxed));
 }
 
 fn errors(check: &mut Check) {

@@ -220,12 +220,15 @@ fn timers(check: &mut Check, timer: &Timer) {
         comes(check, "a time far away", start + 100 * MS);
     }
     let before = upcalls();
-    timer.set(now() + 5 * MS);
+    let due = now() + 5 * MS;
+    timer.set(due);
     timer.set(0);
+    // On a busy machine it may have come before that.
+    let late = u64::from(now() >= due);
     check.equal("waiting", 0, poll(0, now() + 20 * MS));
     machine::interrupts_on();
     machine::interrupts_off();
-    check.equal("one that was cancelled", 0, upcalls() - before);
+    check.at_most("one that was cancelled", late, upcalls() - before);
 }
 
 fn vcpu_timers(check: &mut Check, timer: &Timer) {

@@ -483,6 +483,9 @@ unsafe fn load_groups(block: &mut Vmcb, context: &GuestContext, load: u32) {
     if load & groups::TSC != 0 {
         block.tsc_offset = state.tsc_offset;
     }
+    if load & groups::IRET != 0 {
+        block.intercept_misc1 = vmcb::MISC1 | if state.intercept_iret == 0 { 0 } else { vmcb::IRET };
+    }
 }
 
 /// Stores groups of fields that the VMM wants to see.

@@ -84,6 +84,8 @@ const _: () = {
 
 /// `intercept_misc1`: INTR, NMI, SMI, INIT, RDPMC, CPUID, INVD, HLT, INVLPGA, IOIO, MSR, SHUTDOWN.
 pub const MISC1: u32 = 0b1111 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 31;
+/// `intercept_misc1`: IRET, if the VMM wants to know when the handler of an NMI ends.
+pub const IRET: u32 = 1 << 20;
 /// `intercept_misc2`: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT, XSETBV, RDPRU.
 pub const MISC2: u32 = 0b111_1111 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14;
 /// `intercept_cr`: reads and writes of CR8, which is a register of the guest's local APIC.

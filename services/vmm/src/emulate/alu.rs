@@ -3,7 +3,7 @@
 //! Values are in the low `width` bytes (1, 2, 4 or 8); what is above is ignored in operands and 0 in results.
 //! Flags that the manual leaves undefined are what fits best. Source: AMD64 APM vol. 3.
 
-use super::decode::{Arith, BitOp, Scan, Shift};
+use super::instruction::{Arith, BitOp, Scan, Shift};
 
 pub const CF: u64 = 1;
 pub const PF: u64 = 1 << 2;

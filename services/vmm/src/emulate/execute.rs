@@ -7,7 +7,7 @@ use proto::abi::{VcpuState, gpr, seg};
 
 use super::alu::{self, DivideError, mask};
 use super::bus::{ACCESS_MAX, Bus};
-use super::decode::{Address, CodeSize, Instruction, Op, Operand, Repeat, StringOp};
+use super::instruction::{Address, CodeSize, Instruction, Op, Operand, Repeat, StringOp};
 use crate::walk::{Access, Fault};
 
 /// Steps of a repeated string instruction at one go; then other things have their turn.
@@ -86,7 +86,7 @@ impl Execution<'_, '_> {
                 self.store(to, width, value)?;
             }
             Op::Arith(op) => {
-                let is_kept = op != super::decode::Arith::Cmp;
+                let is_kept = op != super::instruction::Arith::Cmp;
                 let a = if is_kept { self.load_locked(to, width)? } else { self.load(to, width)? };
                 let b = self.load(from, width)?;
                 let (result, flags) = alu::arith(op, a, b, width, flags);
@@ -100,9 +100,9 @@ impl Execution<'_, '_> {
                 self.state.rflags = alu::test(a, b, width, flags);
             }
             Op::Not => self.change(to, |value, flags| (!value, flags))?,
-            Op::Neg => {
-                self.change(to, |value, flags| alu::arith(super::decode::Arith::Sub, 0, value, width, flags))?
-            }
+            Op::Neg => self.change(to, |value, flags| {
+                alu::arith(super::instruction::Arith::Sub, 0, value, width, flags)
+            })?,
             Op::Inc => self.change(to, |value, flags| alu::increment(value, width, flags))?,
             Op::Dec => self.change(to, |value, flags| alu::decrement(value, width, flags))?,
             Op::Shift(op) => {
@@ -155,7 +155,7 @@ impl Execution<'_, '_> {
             }
             Op::ExchangeAdd => {
                 let (memory, register) = (self.load_locked(to, width)?, self.load(from, width)?);
-                let (sum, flags) = alu::arith(super::decode::Arith::Add, memory, register, width, flags);
+                let (sum, flags) = alu::arith(super::instruction::Arith::Add, memory, register, width, flags);
                 self.store(to, width, sum)?;
                 self.store(from, width, memory)?;
                 self.state.rflags = flags;
@@ -163,7 +163,8 @@ impl Execution<'_, '_> {
             Op::CompareExchange => {
                 let memory = self.load_locked(to, width)?;
                 let accumulator = self.register(rax);
-                let (_, flags) = alu::arith(super::decode::Arith::Cmp, accumulator, memory, width, flags);
+                let (_, flags) =
+                    alu::arith(super::instruction::Arith::Cmp, accumulator, memory, width, flags);
                 let is_equal = flags & alu::ZF != 0;
                 let value = if is_equal { self.load(from, width)? } else { memory };
                 self.store(to, width, value)?;
@@ -332,7 +333,7 @@ impl Execution<'_, '_> {
     }
 
     /// A bit's number in a register reaches beyond the operand, in both directions.
-    fn bit(&mut self, op: super::decode::BitOp) -> Result<(), Stop> {
+    fn bit(&mut self, op: super::instruction::BitOp) -> Result<(), Stop> {
         let Instruction { to, from, width, .. } = self.instruction;
         let Operand::Memory(mut address) = to else { return Err(Stop::Unsupported) };
         let number = self.load(from, width)?;
@@ -343,7 +344,7 @@ impl Execution<'_, '_> {
             address.displacement = address.displacement.wrapping_add(beyond as u64);
         }
         let to = Operand::Memory(address);
-        let is_kept = op != super::decode::BitOp::Test;
+        let is_kept = op != super::instruction::BitOp::Test;
         let value = if is_kept { self.load_locked(to, width)? } else { self.load(to, width)? };
         let (result, flags) = alu::bit(op, value, number, width, self.state.rflags);
         if is_kept {
@@ -483,7 +484,7 @@ impl Execution<'_, '_> {
             }
             StringOp::Cmps => {
                 let (a, b) = (self.bus.read(source?, width)?, self.bus.read(target?, width)?);
-                let (_, flags) = alu::arith(super::decode::Arith::Cmp, a, b, width, self.state.rflags);
+                let (_, flags) = alu::arith(super::instruction::Arith::Cmp, a, b, width, self.state.rflags);
                 self.state.rflags = flags;
                 (true, true)
             }
@@ -499,7 +500,7 @@ impl Execution<'_, '_> {
             }
             StringOp::Scas => {
                 let (a, b) = (self.register(rax), self.bus.read(target?, width)?);
-                let (_, flags) = alu::arith(super::decode::Arith::Cmp, a, b, width, self.state.rflags);
+                let (_, flags) = alu::arith(super::instruction::Arith::Cmp, a, b, width, self.state.rflags);
                 self.state.rflags = flags;
                 (false, true)
             }

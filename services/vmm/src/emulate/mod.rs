@@ -19,6 +19,7 @@ mod alu;
 mod bus;
 pub mod decode;
 mod execute;
+pub mod instruction;
 #[cfg(test)]
 mod tests;
 
@@ -28,8 +29,9 @@ use crate::inject;
 use crate::machine::{Machine, Outcome, Platform, Vcpu};
 use crate::walk::{Access, EFER_LMA, Fault, Paging};
 use bus::Bus;
-use decode::{CodeSize, INSTRUCTION_MAX, Undecoded, decode};
+use decode::{INSTRUCTION_MAX, Undecoded, decode};
 use execute::{Execution, Progress, Stop};
+use instruction::{CodeSize, Instruction, Operand};
 
 /// EXITINFO1: a write, an instruction fetch, in the middle of the guest's page tables.
 const WRITE: u64 = 1 << 1;
@@ -182,13 +184,13 @@ fn has_stored(state: &mut VcpuState, wanted: u32) -> bool {
     has
 }
 
-fn uses_fs_or_gs(instruction: &decode::Instruction) -> bool {
+fn uses_fs_or_gs(instruction: &Instruction) -> bool {
     let is_one = |segment: usize| matches!(segment, seg::FS | seg::GS);
     let operands = [instruction.to, instruction.from];
     is_one(instruction.segment)
         || operands
             .iter()
-            .any(|operand| matches!(operand, decode::Operand::Memory(address) if is_one(address.segment)))
+            .any(|operand| matches!(operand, Operand::Memory(address) if is_one(address.segment)))
 }
 
 fn fetch(bus: &mut Bus<'_>, linear: u64, size: CodeSize) -> Fetched {

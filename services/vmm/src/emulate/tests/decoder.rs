@@ -1,6 +1,7 @@
 //! What is decoded is what another decoder says, and any bytes are survived.
 
 use super::super::decode::*;
+use super::super::instruction::*;
 use alloc::vec::Vec;
 use iced_x86::{Decoder, DecoderOptions, OpKind, Register};
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ extern crate std;
 use core::arch::asm;
 
 use super::super::alu::*;
-use super::super::decode::{Arith, BitOp, Scan, Shift};
+use super::super::instruction::{Arith, BitOp, Scan, Shift};
 use proptest::prelude::*;
 
 /// Flags with bit 1, which is always set.
