@@ -19,8 +19,8 @@ use crate::trace::{Kind, Trace};
 
 /// Length of the time slice of a thread of weight [`WEIGHT_DEFAULT`], in milliseconds.
 const SLICE_MS: u64 = 10;
-/// What is left to a thread of its share that it did not use while it slept, in milliseconds.
-const CREDIT_MS: u64 = 1;
+/// What is left to a thread of its share that it did not use while it slept: this part of a millisecond, 250 us.
+const CREDIT_PER_MS: u64 = 4;
 /// The usual weight.
 const WEIGHT_DEFAULT: u64 = 256;
 
@@ -181,7 +181,7 @@ impl Cpu {
 
 /// Who sleeps most of the time must not wait for the whole slice of who never sleeps. So a thread that wakes up and
 /// had less than its peers goes before them, and who had more waits until they have caught up, not for the end of their
-/// slice. What a thread did not use while it slept is gone, but for [`CREDIT_MS`]: who slept for an hour, or is new,
+/// slice. What a thread did not use while it slept is gone, but for [`CREDIT_PER_MS`]: who slept for an hour, or is new,
 /// keeps the others waiting for no longer. Each priority has a time for that, the share of who had least when
 /// somebody last woke up; it never goes back.
 impl Cpu {
@@ -208,11 +208,11 @@ impl Cpu {
         self.queue.push(woken, Place::Back);
     }
 
-    /// What a thread used of its share, which is [`CREDIT_MS`] less than its priority's time at least.
+    /// What a thread used of its share, which is [`CREDIT_PER_MS`] less than its priority's time at least.
     #[inline(always)]
     fn forget_sleep(woken: &Thread, time: u64) -> u64 {
         let own = woken.share_used(false);
-        let gone = time.wrapping_sub(own).wrapping_sub(arch::tsc_khz() * CREDIT_MS) as i64;
+        let gone = time.wrapping_sub(own).wrapping_sub(arch::tsc_khz() / CREDIT_PER_MS) as i64;
         if gone <= 0 {
             return own;
         }
@@ -547,7 +547,7 @@ mod tests {
     #[test]
     fn who_is_new_or_slept_for_long_is_ahead_by_the_credit_at_most() {
         let [old, new] = [(); 2].map(|()| World::new().thread);
-        let (cpu, slice, credit) = (this(), arch::tsc_khz() * SLICE_MS, arch::tsc_khz() * CREDIT_MS);
+        let (cpu, slice, credit) = (this(), arch::tsc_khz() * SLICE_MS, arch::tsc_khz() / CREDIT_PER_MS);
         for thread in [old, new] {
             thread.priority.set(9);
         }
